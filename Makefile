@@ -1,0 +1,43 @@
+# RaftKV's commands. Each works on a clean clone with Python 3.11+, cargo, a C compiler and make.
+#
+#   make up      the playground with a sample cluster, until Ctrl-C
+#   make test    all tests that fit in CI
+#   make demo    the end-to-end scenario, unattended; the exit code tells
+#   make lint    format, lint, types, import contracts, clippy
+#   make bench   the engine against grpcio, five members against five of etcd
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find node/native -name '*.rs' -not -path '*/target/*' 2>/dev/null) node/native/Cargo.toml node/native/Cargo.lock
+
+.PHONY: up test demo lint format bench clean venv
+
+venv: $(VENV)/.built
+
+$(VENV)/.deps: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	touch $@
+
+$(VENV)/.built: $(VENV)/.deps pyproject.toml $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	cargo fmt --manifest-path node/native/Cargo.toml --check
+	cargo clippy --quiet --locked --manifest-path node/native/Cargo.toml --all-targets -- -D warnings
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	cargo fmt --manifest-path node/native/Cargo.toml
+
+clean:
+	rm -rf $(VENV) build dist node/native/target

@@ -1,0 +1,19 @@
+//! RaftKV's native engine.
+//!
+//! Two rooms that know nothing of each other, of etcd or of Raft: [`transport`] (HTTP/2, gRPC framing, HTTP/1.1, TLS,
+//! peer links) hands Python batches of events and takes batches of replies; [`pmem`] maps persistent memory, and
+//! stores, flushes and fences records in it.
+
+use pyo3::prelude::*;
+
+mod pmem;
+mod transport;
+
+/// The extension module `raftkv_node._engine`.
+#[pymodule]
+fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    transport::register(m)?;
+    pmem::register(m)?;
+    Ok(())
+}

@@ -1,0 +1,1 @@
+"""The RaftKV node: a member of a strongly consistent key-value cluster that speaks the etcd v3 gRPC API."""

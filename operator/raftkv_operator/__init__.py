@@ -1,0 +1,1 @@
+"""The RaftKV operator: reconciles ``RaftKVCluster`` objects into StatefulSets of nodes."""
