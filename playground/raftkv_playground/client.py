@@ -25,7 +25,7 @@ import json
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -345,7 +345,7 @@ class ApiClient:
         resource: Resource,
         name: str,
         namespace: str | None,
-        patch: Object | list[Object],
+        patch: Object | Sequence[Object],
         type: PatchType = "merge",
         *,
         subresource: str | None = None,
