@@ -41,3 +41,8 @@ format: venv
 
 clean:
 	rm -rf $(VENV) build dist node/native/target
+
+# Regenerates the committed protocol code from node/raftkv_node/pb/*.proto.
+protocol: venv
+	cd node && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. raftkv_node/pb/*.proto
+	rm -f node/raftkv_node/pb/{kv,auth}_pb2_grpc.py
