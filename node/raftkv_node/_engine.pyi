@@ -1,1 +1,181 @@
+"""The native engine (Rust, `node/native`): transport in batches, and persistent memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
 __version__: str
+
+# ---------------------------------------------------------------------------------------------------------------------
+# transport: HTTP/2 + gRPC framing, HTTP/1.1, TLS and peer links, in batches
+#
+# One native I/O thread owns every socket. Python takes a Batch of what has arrived (Engine.poll), and hands back lists
+# of replies; each call crosses once, copies, and returns without waiting for the network. All methods may be called
+# from any thread. Sizes are bytes. A call, stream or link that is gone is ignored (or reported as -1 where the method
+# returns sizes): its end was, or will be, an event of its own.
+#
+# Order: the messages of one call, and the frames of one link, arrive and leave in order. Within a Batch take `unary`
+# first, then `events` (a call that arrived and was cancelled between two polls is in both), then `peer`.
+
+# Kinds of Batch.events (the first item of each tuple) and what follows it. `metadata` is a tuple of values in the order
+# of Engine(capture_metadata=...) with None for what the client did not send, or None when it sent none of them.
+EV_STREAM_OPEN: int  # (kind, call_id, method_id, metadata)
+EV_STREAM_MESSAGE: int  # (kind, call_id, message)
+EV_STREAM_HALF_CLOSE: int  # (kind, call_id): the client will send nothing more
+EV_STREAM_DRAINED: (
+    int  # (kind, call_id): a queue that stream_send reported at or over stream_queue_high_bytes fell below half
+)
+EV_CANCELLED: (
+    int  # (kind, call_id): unary, streaming or HTTP; cancelled, past its deadline, cut off, or its connection lost
+)
+EV_HTTP: int  # (kind, call_id, method: str, path_with_query: str, body: bytes, metadata); answer with http_reply
+EV_PEER_UP: int  # (kind, link_id, hello_reply)
+EV_PEER_REJECTED: (
+    int  # (kind, link_id, reason): the other side refused our hello; the engine tries again, with back-off
+)
+EV_PEER_DOWN: int  # (kind, link_id): after EV_PEER_UP only; the engine reconnects by itself
+EV_PEER_INBOUND: int  # (kind, inbound_id, hello, remote_address): answer with peer_accept or peer_reject
+EV_PEER_INBOUND_CLOSED: int  # (kind, inbound_id): also after peer_reject
+
+EventTuple = tuple[Any, ...]
+Metadata = tuple[bytes | None, ...] | None
+
+class TlsConfig:
+    """Certificates for a listener or for an outgoing link. Read and checked here: ValueError says which file is bad."""
+
+    def __init__(
+        self,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        ca_file: str | None = None,
+        require_client_cert: bool = False,
+        server_name: str | None = None,
+    ) -> None:
+        """`cert_file`, `key_file`: PEM; needed by a listener, optional for a link (client certificate).
+        `ca_file`: PEM; a listener checks client certificates against it when they are required (or offered), a link
+        checks the server's. `server_name`: what the server's certificate must name (default: the host connected to)."""
+
+class Batch:
+    """What arrived since the last poll. Falsy when empty."""
+
+    # (method_id, call_ids, messages, metadata per call; None when no call of the group carried any)
+    unary: list[tuple[int, list[int], list[bytes], list[Metadata] | None]]
+    events: list[EventTuple]
+    peer: list[tuple[int, list[bytes]]]  # inbound_id or link_id (links carry frames both ways) -> frames in order
+    def __bool__(self) -> bool: ...
+
+class Engine:
+    """The transport. Register methods and listen, then start(); poll() from one thread at a time."""
+
+    def __init__(
+        self,
+        *,
+        max_connections: int = 10_000,
+        max_concurrent_streams: int = 4_096,
+        max_message_bytes: int = 2_097_152,
+        max_header_bytes: int = 65_536,
+        max_queued_bytes_per_connection: int = 67_108_864,
+        max_http_body_bytes: int = 4_194_304,
+        max_inbox_bytes: int = 134_217_728,
+        max_inbox_events: int = 262_144,
+        stream_queue_high_bytes: int = 1_048_576,
+        max_peer_frame_bytes: int = 67_108_864,
+        max_queued_bytes_per_peer: int = 134_217_728,
+        keepalive_min_interval_seconds: float = 5.0,
+        handshake_timeout_seconds: float = 10.0,
+        idle_http1_timeout_seconds: float = 120.0,
+        peer_backoff_min_seconds: float = 0.05,
+        peer_backoff_max_seconds: float = 2.0,
+        capture_metadata: Sequence[str] = (),
+    ) -> None:
+        """Bounds, and what happens at each:
+
+        max_connections: client and inbound peer connections; one more is accepted and closed at once.
+        max_concurrent_streams: calls per HTTP/2 connection, announced in SETTINGS; one more is refused.
+        max_message_bytes: a larger gRPC message from a client ends its call with RESOURCE_EXHAUSTED.
+        max_header_bytes: a larger header list ends the call with RESOURCE_EXHAUSTED (HTTP/1.1: 431).
+        max_queued_bytes_per_connection: half-received messages plus unsent replies of one connection. Over it, new
+            calls and further message bytes end with RESOURCE_EXHAUSTED; stream_send cuts its call off.
+        max_http_body_bytes: a larger plain HTTP request body is answered with 413.
+        max_inbox_bytes, max_inbox_events: what waits for poll(); over it the engine stops reading sockets.
+        stream_queue_high_bytes: see EV_STREAM_DRAINED.
+        max_peer_frame_bytes: a larger frame is a ValueError in peer_send, and closes the link when received.
+        max_queued_bytes_per_peer: over it peer_send drops the frame and reports -1.
+        keepalive_min_interval_seconds: clients that ping a quiet connection more often (three strikes) get GOAWAY.
+        handshake_timeout_seconds: TLS, HTTP/2 preface, an HTTP/1.1 request's head and body, a peer's hello.
+        idle_http1_timeout_seconds: a kept-alive HTTP/1.1 connection without a request is closed.
+        peer_backoff_*: bounds of the exponential, jittered pause between two attempts to connect a link.
+        capture_metadata: names (lower case) of request headers to hand to Python; the first value of each, raw bytes
+            (values of "-bin" headers as sent, in base64)."""
+
+    def register_methods(self, methods: Sequence[tuple[str, int, bool]]) -> None:
+        """(":path", method_id, streaming): e.g. ("/pkg.Service/Method", 3, False). Ids are below 4096.
+        Paths not registered are answered with UNIMPLEMENTED. Before start() only (RuntimeError)."""
+
+    def listen_grpc(self, host: str, port: int, tls: TlsConfig | None = None) -> int:
+        """gRPC, and plain HTTP over HTTP/1.1 or HTTP/2, on one port (ALPN, or the HTTP/2 preface, decides).
+        Host: a name, an IPv4 or IPv6 address, "" for all addresses. Port 0 takes a free one. Returns the port.
+        OSError (with address) when it cannot be bound."""
+
+    def listen_http(self, host: str, port: int, tls: TlsConfig | None = None) -> int:
+        """HTTP/1.1 only; else as listen_grpc."""
+
+    def listen_peer(self, host: str, port: int, tls: TlsConfig | None = None) -> int:
+        """Peer links; else as listen_grpc."""
+
+    def start(self) -> None:
+        """Starts the I/O thread. RuntimeError when called twice."""
+
+    def poll(self, timeout_seconds: float) -> Batch:
+        """Takes all that has arrived; waits (without the GIL) at most `timeout_seconds` (0: not at all) for the first
+        event or a wake(). RuntimeError when the I/O thread has died."""
+
+    def wake(self) -> None:
+        """Makes the poll that waits, or else the next one, return at once."""
+
+    def reply(self, call_ids: Sequence[int], messages: Sequence[bytes]) -> None:
+        """Answers unary calls with OK. ValueError when the lists differ in length."""
+
+    def reply_errors(self, errors: Sequence[tuple[int, int, str]]) -> None:
+        """Ends calls (unary or streaming) with (call_id, gRPC status code, message)."""
+
+    def stream_send(self, messages: Sequence[tuple[int, bytes]]) -> list[int]:
+        """Queues messages on streaming calls. Per message: bytes now queued for that call, or -1 if it is gone."""
+
+    def stream_close(self, call_id: int, code: int, message: str) -> None:
+        """Ends a streaming call with a gRPC status, after what is queued has been sent."""
+
+    def http_reply(
+        self,
+        call_id: int,
+        status: int,
+        content_type: str,
+        body: bytes,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Answers an EV_HTTP."""
+
+    def peer_connect(self, link_id: int, host: str, port: int, hello: bytes, tls: TlsConfig | None = None) -> None:
+        """Keeps a link to a peer until peer_disconnect. `link_id`: the caller's, below 2**32; inbound ids are above.
+        `host`: a name (resolved again for each attempt, off the I/O thread) or an address. `hello` opens each
+        connection. ValueError when the link exists."""
+
+    def peer_disconnect(self, link_id: int) -> None:
+        """Closes and forgets a link (no EV_PEER_DOWN), or closes an inbound connection (EV_PEER_INBOUND_CLOSED)."""
+
+    def peer_accept(self, inbound_id: int, hello_reply: bytes) -> None:
+        """Opens an inbound link for frames both ways."""
+
+    def peer_reject(self, inbound_id: int, reason: bytes) -> None:
+        """Refuses an inbound link: the other side sees EV_PEER_REJECTED with this reason."""
+
+    def peer_send(self, frames: Sequence[tuple[int, bytes]]) -> list[int]:
+        """Queues frames. Per frame: bytes now queued on that link, or -1 when it was dropped: the link is down, not yet
+        accepted, or over max_queued_bytes_per_peer."""
+
+    def shutdown(self, grace_seconds: float) -> None:
+        """Closes the listeners, sends GOAWAY, lets calls in flight finish for `grace_seconds` (keep polling and
+        replying from another thread), then closes everything and joins the I/O thread. Later calls do nothing."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the start, and gauges (connections, calls, peer_connections). Per link:
+        "link.<id>.bytes_in", "link.<id>.bytes_out", "link.<id>.queued_bytes", "link.<id>.up"."""
