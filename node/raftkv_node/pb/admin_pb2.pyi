@@ -208,16 +208,18 @@ class ConfigurationChanged(_message.Message):
     def __init__(self, configuration_index: _Optional[int] = ...) -> None: ...
 
 class RetireRequest(_message.Message):
-    __slots__ = ("cluster_id", "member_id", "disk_uuid", "configuration_index")
+    __slots__ = ("cluster_id", "member_id", "disk_uuid", "configuration_index", "cluster_deleted")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
     DISK_UUID_FIELD_NUMBER: _ClassVar[int]
     CONFIGURATION_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_DELETED_FIELD_NUMBER: _ClassVar[int]
     cluster_id: int
     member_id: int
     disk_uuid: bytes
     configuration_index: int
-    def __init__(self, cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., disk_uuid: _Optional[bytes] = ..., configuration_index: _Optional[int] = ...) -> None: ...
+    cluster_deleted: bool
+    def __init__(self, cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., disk_uuid: _Optional[bytes] = ..., configuration_index: _Optional[int] = ..., cluster_deleted: _Optional[bool] = ...) -> None: ...
 
 class RetireResponse(_message.Message):
     __slots__ = ()

@@ -129,7 +129,8 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Retire(self, request, context):
-        """Wipes ring and disk of a member whose removal is committed (M10), after which the process exits with code 0.
+        """Wipes ring and disk of a member whose removal is committed (M10), or of any member of a cluster that is being deleted
+        as a whole (cluster_deleted), after which the process exits with code 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
