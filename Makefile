@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find node/native -name '*.rs' -not -path '*/target/*' 2>/dev/null) node/native/Cargo.toml node/native/Cargo.lock
 
-.PHONY: up test demo lint format bench clean venv
+.PHONY: up test demo lint format bench packages clean venv
 
 venv: $(VENV)/.built
 
@@ -31,6 +31,7 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	cargo fmt --manifest-path node/native/Cargo.toml --check
 	cargo clippy --quiet --locked --manifest-path node/native/Cargo.toml --all-targets -- -D warnings
 
@@ -38,6 +39,17 @@ format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	cargo fmt --manifest-path node/native/Cargo.toml
+
+bench: venv
+	$(BIN)/python tests/perf/compare.py
+
+# Debian's packages that the tests drive: etcdctl, h2load, Prometheus, and kubectl where the machine has none.
+PACKAGES := etcd-client nghttp2-client prometheus
+packages:
+	command -v apt-get >/dev/null || { echo "no apt-get here: install $(PACKAGES) and kubectl by hand"; exit 1; }
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $(PACKAGES) \
+	  $$(command -v kubectl >/dev/null || echo kubernetes-client) >/dev/null
 
 clean:
 	rm -rf $(VENV) build dist node/native/target

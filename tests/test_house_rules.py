@@ -1,0 +1,44 @@
+"""House rules that no linter knows: what may not be named, and what may not be unsafe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+_NATIVE = _ROOT / "node" / "native" / "src"
+
+
+def _rust_sources() -> list[Path]:
+    sources = sorted(_NATIVE.rglob("*.rs"))
+    assert sources, "the engine has moved: this test would check nothing"
+    return sources
+
+
+def _code(path: Path) -> str:
+    """The file without its line comments (a comment may say what the engine must not know)."""
+    return re.sub(r"//.*", "", path.read_text())
+
+
+@pytest.mark.parametrize("path", _rust_sources(), ids=lambda p: str(p.relative_to(_NATIVE)))
+def test_engine_names_nothing_of_etcd_or_raft(path: Path) -> None:
+    code = re.sub(r"raftkv", "", _code(path), flags=re.IGNORECASE)
+    assert not re.search(r"etcd|raft", code, flags=re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", _rust_sources(), ids=lambda p: str(p.relative_to(_NATIVE)))
+def test_unsafe_stays_in_the_persistent_memory_room_and_around_the_wrapped_c_library(path: Path) -> None:
+    allowed = path.is_relative_to(_NATIVE / "pmem") or path.is_relative_to(_NATIVE / "transport" / "nghttp2")
+    if not allowed:
+        assert not re.search(r"\bunsafe\b", _code(path))
+
+
+@pytest.mark.parametrize("path", _rust_sources(), ids=lambda p: str(p.relative_to(_NATIVE)))
+def test_every_unsafe_block_says_why_it_is_sound(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.search(r"\bunsafe\s*(\{|impl)", line.split("//")[0]):
+            context = "\n".join(lines[max(0, number - 8) : number + 1])
+            assert "SAFETY" in context, f"{path.name}:{number + 1}: no SAFETY comment above this unsafe block"
