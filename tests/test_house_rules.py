@@ -42,3 +42,11 @@ def test_every_unsafe_block_says_why_it_is_sound(path: Path) -> None:
         if re.search(r"\bunsafe\s*(\{|impl)", line.split("//")[0]):
             context = "\n".join(lines[max(0, number - 8) : number + 1])
             assert "SAFETY" in context, f"{path.name}:{number + 1}: no SAFETY comment above this unsafe block"
+
+
+@pytest.mark.parametrize("folder", ["node/raftkv_node/raft", "operator", "playground"])
+def test_the_engine_is_out_of_reach(folder: str) -> None:
+    sources = sorted((_ROOT / folder).rglob("*.py"))
+    assert sources
+    for path in sources:
+        assert not re.search(r"^\s*(from|import)\s.*\b_engine\b", path.read_text(), flags=re.MULTILINE), path
