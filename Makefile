@@ -40,6 +40,13 @@ format: venv
 	$(BIN)/ruff check --fix .
 	cargo fmt --manifest-path node/native/Cargo.toml
 
+# The playground with a sample cluster; Ctrl-C ends both.
+up: venv
+	$(BIN)/raftkv playground up --sample deploy/samples/three-nodes.yaml
+
+demo: venv
+	$(BIN)/python tests/e2e/demo.py
+
 bench: venv
 	$(BIN)/python tests/perf/compare.py
 
