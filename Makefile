@@ -51,7 +51,7 @@ bench: venv
 	$(BIN)/python tests/perf/compare.py
 
 # Debian's packages that the tests drive: etcdctl, h2load, Prometheus, and kubectl where the machine has none.
-PACKAGES := etcd-client nghttp2-client prometheus
+PACKAGES := debootstrap etcd-client nghttp2-client prometheus
 packages:
 	command -v apt-get >/dev/null || { echo "no apt-get here: install $(PACKAGES) and kubectl by hand"; exit 1; }
 	apt-get -qq update

@@ -1,9 +1,9 @@
 """The whole of RaftKV in one scenario, unattended: ``make demo``.
 
 A playground comes up, a cluster of three is applied with kubectl, and a client writes numbered keys through its Service
-without pause while the cluster is scaled to five (its operator killed meanwhile), loses its leader's pod,
-is patched back to three and has a node process killed. Then every acknowledged key must be there on every member, the members' hashes
-must agree, the commit-latency histogram must have grown, and deleting the cluster must leave nothing behind.
+without pause while the cluster is scaled to five (its operator killed meanwhile), loses its leader's pod, goes back to
+three by a patch and has a node process killed. Then every acknowledged key must be there on every member, the members'
+hashes must agree, the commit-latency histogram must have grown, and deleting the cluster must leave nothing behind.
 The exit code tells.
 """
 

@@ -22,7 +22,7 @@ class EtcdUnavailable(Exception):
     """No etcd could be had from Debian's packages; the text says why."""
 
 
-def _debian_mirror() -> str:
+def debian_mirror() -> str:
     """The first Debian archive that the system's apt sources name."""
     sources = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     for source in sources:
@@ -60,7 +60,7 @@ def etcd_folder(cache: Path) -> Path:
         return binaries
     root = cache / "apt"
     options = _apt_options(root.absolute())
-    mirror = _debian_mirror()
+    mirror = debian_mirror()
     lines = [f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n" for suite in _SUITES]
     (root / "etc/sources.list").write_text("".join(lines))
     downloads = cache / "packages"
