@@ -1,0 +1,123 @@
+"""What two members say to each other before anything else: who they are, and on which disk (M4, M5).
+
+A hello opens each connection; the answer is a hello, too. Format, little-endian::
+
+    magic "RKVH" | version u16 | kind u16 | cluster id u64 | from id u64 | to id u64 |
+    disk uuid 16 bytes | generation u64 | nonce u64 | url length u16 | url (UTF-8)
+
+``kind`` is MEMBER, or ASKING for a node that was started by hand with ``--initial-cluster-state existing`` and looks
+for its own id: it names neither cluster nor ids, and is answered with the configuration.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+HELLO_VERSION = 1
+MAX_URL_BYTES = 4096
+_MAGIC = b"RKVH"
+_HEAD = struct.Struct("<4sHHQQQ16sQQH")
+NO_DISK = bytes(16)
+
+
+class HelloError(ValueError):
+    """Bytes that are no hello of this version."""
+
+
+class HelloKind(IntEnum):
+    """Who speaks."""
+
+    MEMBER = 1
+    ASKING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A member's introduction on one connection."""
+
+    kind: HelloKind
+    cluster_id: int
+    from_id: int
+    to_id: int
+    """The member that the speaker believes to talk to."""
+    disk_uuid: bytes
+    generation: int
+    """The opening of the log that the speaker lives on."""
+    nonce: int
+    """Random per opening: a second process on a copy of the disk has another one."""
+    url: str
+    """Where the speaker listens for members."""
+
+    def encode(self) -> bytes:
+        url = self.url.encode()
+        if len(url) > MAX_URL_BYTES:
+            raise HelloError(f"the URL has more than {MAX_URL_BYTES} bytes")
+        return (
+            _HEAD.pack(
+                _MAGIC,
+                HELLO_VERSION,
+                self.kind,
+                self.cluster_id,
+                self.from_id,
+                self.to_id,
+                self.disk_uuid,
+                self.generation,
+                self.nonce,
+                len(url),
+            )
+            + url
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Hello:
+        """Parse what ``encode`` gave. Raises :class:`HelloError` for anything else."""
+        if len(data) < _HEAD.size:
+            raise HelloError("a hello is cut short")
+        magic, version, kind, cluster, sender, receiver, disk, generation, nonce, length = _HEAD.unpack_from(data)
+        if magic != _MAGIC:
+            raise HelloError("this is no hello of RaftKV")
+        if version != HELLO_VERSION:
+            raise HelloError(f"hello version {version} is not known (newest: {HELLO_VERSION})")
+        if length > MAX_URL_BYTES or len(data) != _HEAD.size + length:
+            raise HelloError("a hello has another length than it says")
+        try:
+            return cls(HelloKind(kind), cluster, sender, receiver, disk, generation, nonce, data[_HEAD.size :].decode())
+        except ValueError as error:
+            raise HelloError(f"a hello is malformed: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What a node knows when it judges another's hello."""
+
+    cluster_id: int
+    own_id: int
+    removed: Collection[int]
+    """Ids whose removal is committed here."""
+    bindings: Mapping[int, bytes]
+    """Member id to disk uuid, as far as known."""
+    openings: Mapping[int, tuple[int, int]]
+    """Member id to the newest (generation, nonce) heard."""
+
+    def refusal(self, hello: Hello) -> str | None:
+        """Why the speaker is not heard, or None. An unknown id of the same cluster is heard (M4)."""
+        if hello.cluster_id != self.cluster_id:
+            return f"cluster id {hello.cluster_id:x} is not {self.cluster_id:x}"
+        if hello.to_id != self.own_id:
+            return f"this is member {self.own_id:x}, not {hello.to_id:x}"
+        if hello.from_id == self.own_id:
+            return f"member id {hello.from_id:x} is this member's own"
+        if hello.from_id in self.removed:
+            return f"member {hello.from_id:x} was removed from the cluster"
+        bound = self.bindings.get(hello.from_id)
+        if bound is not None and bound != hello.disk_uuid:
+            return f"member {hello.from_id:x} is bound to another disk"
+        generation, nonce = self.openings.get(hello.from_id, (0, 0))
+        if hello.generation < generation:
+            return f"member {hello.from_id:x} shows an older disk (generation {hello.generation} after {generation})"
+        if hello.generation == generation and nonce not in (0, hello.nonce):
+            return f"member {hello.from_id:x} runs twice on generation {generation}"
+        return None
