@@ -1,0 +1,304 @@
+"""Replication: a leader's appends and heartbeats, a follower's answers, and what is committed (Raft, section 5.3).
+
+Sending is lazy: what a turn appends or learns only marks the leader as having something to send, and the end of the
+turn (`Raft.ready`) sends each member one message with all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .core import Core
+from .errors import LostLogError
+from .invariants import Invariant, InvariantViolation, invariant
+from .log import UNKNOWN_TERM
+from .messages import NO_ENTRIES, EntryBlock, Flag, Message, MessageType
+from .progress import Progress, ProgressState
+from .quorum import joint_agreed_value
+from .ready import FetchRequest
+from .types import Entry, EntryType, ProposalRef, Role
+
+
+class Replication(Core):
+    """Appends, heartbeats, acknowledgements, commit."""
+
+    # -- leader: appending -----------------------------------------------------------------------------------
+
+    def _append_as_leader(self, kind: EntryType, data: bytes) -> ProposalRef:
+        """Append an entry of the own term and see that it is sent."""
+        entry = Entry(self.term, self._log.last_index + 1, int(kind), data)
+        self._uncommitted_bytes += entry.size_bytes
+        self._append_to_log((entry,))
+        self._flush_needed = True
+        return ProposalRef(entry.term, entry.index)
+
+    # -- leader: sending -------------------------------------------------------------------------------------
+
+    def _send_appends(self) -> None:
+        """Send each member what it lacks, as far as its limits allow."""
+        for member in self._sent_to:
+            progress = self._progress[member]
+            while self._send_append(member, progress):
+                pass
+
+    def _send_append(self, member: int, progress: Progress, force: bool = False) -> bool:
+        """Send one append if there is reason to; whether more may follow at once.
+
+        `force` sends an empty append even if nothing is new and even past the limits: its answer shows what is lost.
+        """
+        log = self._log
+        if progress.state == ProgressState.PROBE and progress.probe_sent and not force:
+            return False
+        full = progress.full(self.config.max_inflight_messages, self.config.max_inflight_bytes)
+        wanted = progress.next <= log.last_index and not (full and progress.state == ProgressState.REPLICATE)
+        if not (wanted or force or progress.state == ProgressState.PROBE or self._commit_is_news(progress)):
+            return False
+        previous_term = log.term_at(progress.next - 1)
+        if previous_term == UNKNOWN_TERM:
+            self._fetch(member, progress)
+            return False
+        block = log.block(progress.next, self.config.max_append_bytes) if wanted else NO_ENTRIES
+        self._send_block(member, progress, previous_term, block, quiet=not force)
+        return bool(block) and progress.state == ProgressState.REPLICATE and progress.next <= log.last_index
+
+    def _commit_is_news(self, progress: Progress) -> bool:
+        """Whether a member in step has not been told the commit index."""
+        return progress.state == ProgressState.REPLICATE and progress.sent_commit < self._log.committed
+
+    def _send_block(
+        self, member: int, progress: Progress, previous_term: int, block: EntryBlock, quiet: bool = True
+    ) -> None:
+        """Send entries `progress.next`.. (or none) and count them as under way."""
+        previous = progress.next - 1
+        empty = not block.items
+        flags = Flag.QUIET if empty and quiet and progress.state == ProgressState.REPLICATE else 0
+        self._send(
+            Message(
+                MessageType.APPEND,
+                self.id,
+                member,
+                self.term,
+                previous,
+                previous_term,
+                self._log.committed,
+                progress.match,
+                0,
+                flags,
+                entries=block,
+            )
+        )
+        progress.sent_commit = self._log.committed
+        if not empty:
+            progress.sent(block.items[-1].index, block.size_bytes)
+        elif progress.state == ProgressState.PROBE:
+            progress.probe_sent = True
+
+    def _fetch(self, member: int, progress: Progress) -> None:
+        """Ask the caller for entries that left the memory; at most one such request per member."""
+        if not progress.fetching:
+            progress.fetching = progress.next
+            self._fetch_requests.append(FetchRequest(member, progress.next, self.config.max_append_bytes))
+
+    def provide_entries(self, peer: int, first: int, previous_term: int, entries: Sequence[Entry]) -> None:
+        """Hand in what a `FetchRequest` asked for: entries from `first` on and the term of the entry before.
+
+        An answer that is not waited for any more (another term, the member moved on) is dropped.
+        """
+        progress = self._progress.get(peer)
+        if self.role != Role.LEADER or progress is None or progress.fetching != first:
+            return
+        progress.fetching = 0
+        self._flush_needed = True
+        block = EntryBlock(entries)
+        self._check_fetched(first, previous_term, block)
+        full = progress.full(self.config.max_inflight_messages, self.config.max_inflight_bytes)
+        if progress.next != first or (progress.state == ProgressState.REPLICATE and full) or progress.probe_sent:
+            return
+        self._send_block(peer, progress, previous_term, block)
+
+    def _check_fetched(self, first: int, previous_term: int, block: EntryBlock) -> None:
+        """Fetched entries must be a run of this very log."""
+        index, term, log = first - 1, previous_term, self._log
+        good = bool(block.items) and log.term_at(index) in (term, UNKNOWN_TERM)
+        for entry in block.items:
+            index += 1
+            good = (
+                good
+                and entry.index == index
+                and term <= entry.term
+                and log.term_at(index) in (entry.term, UNKNOWN_TERM)
+            )
+            term = entry.term
+        detail = f"fetched {len(block)} entries from {first} that are not this log's"
+        invariant(Invariant.LOG_MATCHING, good and index <= log.last_index, detail)
+
+    def fetch_failed(self, peer: int) -> None:
+        """A fetch gave nothing; it is tried again when the member answers the next heartbeat."""
+        progress = self._progress.get(peer)
+        if progress is not None:
+            progress.fetching = 0
+
+    def _send_heartbeats(self) -> None:
+        """Tell every member that this leader lives, what it may commit, and the latest read round."""
+        self._heartbeat_elapsed = 0
+        for member in self._sent_to:
+            progress = self._progress[member]
+            commit = self._heartbeat_commit(progress)
+            if commit > progress.match:
+                raise InvariantViolation(Invariant.HEARTBEAT_COMMIT_BOUNDED, f"{commit} > {progress.match}")
+            self._send(
+                Message(
+                    MessageType.HEARTBEAT,
+                    self.id,
+                    member,
+                    self.term,
+                    commit=commit,
+                    match=progress.match,
+                    sequence=self._reads.sequence,
+                )
+            )
+
+    def _heartbeat_commit(self, progress: Progress) -> int:
+        """A heartbeat verifies nothing, so it commits only what the member has acknowledged (M15)."""
+        return min(progress.match, self._log.committed)
+
+    # -- leader: answers -------------------------------------------------------------------------------------
+
+    def _handle_append_response(self, message: Message) -> None:
+        progress = self._heard(message)
+        if progress is None:
+            return
+        if message.flags & Flag.REJECT:
+            self._handle_rejection(message, progress)
+            return
+        if message.index > self._log.last_index:
+            detail = f"{message.sender:x} acknowledges {message.index}, the leader's last is {self._log.last_index}"
+            raise InvariantViolation(Invariant.LEADER_APPEND_ONLY, detail)
+        advanced = progress.advance_match(message.index)
+        if progress.state == ProgressState.PROBE and message.index >= progress.match:
+            progress.become_replicate()
+        progress.note_caught_up(self._log.last_index, self._tick)
+        if advanced:
+            self._maybe_commit()
+            if self.role == Role.LEADER:
+                self._after_match(message.sender, progress)
+        self._flush_needed = True
+
+    def _heard(self, message: Message) -> Progress | None:
+        """Note that a member has answered."""
+        progress = self._progress.get(message.sender)
+        if progress is not None:
+            progress.answered_tick = self._tick
+        return progress
+
+    def _handle_rejection(self, message: Message, progress: Progress) -> None:
+        """Step back to where the logs may agree: at or below the hint, at or below its term in the own log."""
+        hint, hint_term = message.match, message.log_term
+        index, _ = self._log.last_at_or_below(hint, hint_term)
+        if progress.rejected(message.index, min(hint, index)):
+            self._flush_needed = True
+
+    def _handle_heartbeat_response(self, message: Message) -> None:
+        progress = self._heard(message)
+        if progress is None:
+            return
+        progress.acked_sequence = max(progress.acked_sequence, message.sequence)
+        progress.note_caught_up(self._log.last_index, self._tick)
+        if progress.state == ProgressState.PROBE:
+            progress.probe_sent = False
+            self._flush_needed = True
+        elif progress.match < self._log.last_index:
+            # an append or its answer may be lost: an empty one shows it
+            self._send_append(message.sender, progress, force=True)
+
+    def report_unreachable(self, peer: int) -> None:
+        """Messages to a peer were dropped: what is in flight to it may be lost."""
+        progress = self._progress.get(peer)
+        if progress is not None and progress.state == ProgressState.REPLICATE:
+            progress.become_probe()
+            self._flush_needed = True
+
+    # -- leader: commit --------------------------------------------------------------------------------------
+
+    def _own_match(self) -> int:
+        """How far the leader counts itself: only what is durable here (D4)."""
+        return self._log.durable
+
+    def _update_own_match(self) -> None:
+        """Durability has advanced."""
+        match = self._own_match()
+        invariant(Invariant.OWN_MATCH_DURABLE, match <= self._log.durable, f"{match} > {self._log.durable}")
+        self._progress[self.id].set_own_match(match)
+        self._maybe_commit()
+
+    def _agreed_index(self) -> int:
+        """Highest index on a quorum of the configuration in force."""
+        configuration = self.configuration
+        matches = {member: progress.match for member, progress in self._progress.items()}
+        return joint_agreed_value(configuration.voters, configuration.voters_outgoing, matches)
+
+    def _may_commit(self, index: int) -> bool:
+        """Only an entry of the own term is committed by counting; earlier ones with it (figure 8)."""
+        return self._log.term_at(index) == self.term
+
+    def _maybe_commit(self) -> None:
+        """Commit what a quorum has."""
+        index = self._agreed_index()
+        if index > self._log.committed and self._may_commit(index):
+            self._advance_commit(index)
+            self._flush_needed = True
+            self._after_commit()
+
+    # -- follower --------------------------------------------------------------------------------------------
+
+    def _check_own_log(self, message: Message) -> None:
+        """M15: what this leader holds as acknowledged by this member must be durable here."""
+        if message.match > self._log.durable:
+            raise LostLogError(message.sender, message.term, message.match, self._log.durable)
+
+    def _handle_append(self, message: Message) -> None:
+        self._check_own_log(message)
+        log = self._log
+        if message.index < log.committed:
+            self._acknowledge(message, log.committed)
+            return
+        if log.term_at(message.index) != message.log_term:
+            self._reject_append(message)
+            return
+        items = message.entries.items
+        fresh = items[log.find_conflict(items) :]
+        if fresh:
+            if fresh[0].index <= log.last_index:
+                self._truncate_log(fresh[0].index)
+            self._append_to_log(fresh)
+        verified = message.index + len(items)
+        commit = min(message.commit, verified)
+        if commit > log.committed:
+            self._advance_commit(commit)
+        if not message.flags & Flag.QUIET:
+            self._acknowledge(message, verified)
+
+    def _acknowledge(self, message: Message, index: int) -> None:
+        """Say that the log agrees with the leader's up to `index`, once it is durable."""
+        self._send_after_persist(Message(MessageType.APPEND_RESPONSE, self.id, message.sender, self.term, index=index))
+
+    def _reject_append(self, message: Message) -> None:
+        """Say that the entry before the append is missing, and where the logs may agree."""
+        hint, hint_term = self._log.last_at_or_below(message.index, message.log_term)
+        self._send(
+            self._refused(
+                message,
+                MessageType.APPEND_RESPONSE,
+                index=message.index,
+                match=hint,
+                log_term=max(hint_term, 0),
+            )
+        )
+
+    def _handle_heartbeat(self, message: Message) -> None:
+        self._check_own_log(message)
+        if message.commit > self._log.committed:
+            self._advance_commit(message.commit)
+        self._send(
+            Message(MessageType.HEARTBEAT_RESPONSE, self.id, message.sender, self.term, sequence=message.sequence)
+        )
