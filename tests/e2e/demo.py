@@ -13,32 +13,34 @@ import argparse
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import grpc
-from kube import Kubectl, ScenarioError, wait_until
+from kube import (
+    CLIENT_PORT,
+    METRICS_PORT,
+    NAME,
+    SAMPLE,
+    START_SECONDS,
+    Kubectl,
+    ScenarioError,
+    cluster,
+    member_pods,
+    playground,
+    processes,
+    settled,
+    wait_until,
+)
 from raftkv_node.pb import rpc_pb2, rpc_pb2_grpc
 from writer import History, Writer, missing_writes
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_ROOT = Path(__file__).parents[2]
-_SAMPLE = _ROOT / "deploy" / "samples" / "three-nodes.yaml"
-_NAME = "demo"
-_CLIENT_PORT = 2379
-_METRICS_PORT = 2381
 # Bounds of the scenario, generous for a small and busy machine: they tell "hangs" from "works", not fast from slow.
-_START_SECONDS = 180.0
 _STEP_SECONDS = 180.0
 _GAP_SECONDS = 15.0
 _COMMIT_COUNT = re.compile(r"^raftkv_commit_duration_seconds_count\{[^}]*\} ([0-9.e+]+)", re.MULTILINE)
@@ -52,86 +54,18 @@ def say(text: str) -> None:
 _BEGIN = time.monotonic()
 
 
-@contextmanager
-def playground(state: Path) -> Iterator[Kubectl]:
-    """A playground as a person starts it; killed at the end, and then nothing of it may be left."""
-    kubeconfig = state / "kubeconfig"
-    command = [str(Path(sys.executable).with_name("raftkv")), "playground", "up"]
-    command += ["--state-dir", str(state / "state"), "--kubeconfig", str(kubeconfig)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=_ROOT)
-    try:
-        kubectl = Kubectl(kubeconfig)
-
-        def ready() -> bool:
-            if process.poll() is not None:
-                raise SystemExit(f"the playground ended with code {process.returncode}")
-            return kubeconfig.exists() and bool(kubectl.run("get", "crd", "raftkvclusters.raftkv.dev"))
-
-        wait_until("the playground's API", ready, _START_SECONDS)
-        yield kubectl
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def cluster(kubectl: Kubectl) -> dict[str, Any]:
-    """The custom resource."""
-    return kubectl.get("rkv", _NAME)
-
-
-def settled(kubectl: Kubectl, replicas: int) -> bool:
-    """Whether the operator says that the wish for so many members is fulfilled, and all of them are ready."""
-    resource = cluster(kubectl)
-    status = resource["status"]
-    conditions = {c["type"]: c for c in status["conditions"]}
-    return (
-        status["observedGeneration"] == resource["metadata"]["generation"]
-        and conditions["Ready"]["status"] == "True"
-        and status["readyReplicas"] == replicas
-        and len(status["members"]) == replicas
-    )
-
-
-def member_pods(kubectl: Kubectl) -> dict[str, str]:
-    """Pod name to address of the cluster's members that run."""
-    pods = kubectl.pods(f"raftkv.dev/cluster={_NAME}")
-    return {
-        pod["metadata"]["name"]: pod["status"]["podIP"]
-        for pod in pods
-        if pod["status"].get("podIP") and not pod["metadata"].get("deletionTimestamp")
-    }
-
-
-def processes(pattern: str) -> list[int]:
-    """Process ids whose command line matches."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if re.search(pattern, command):
-                found.append(int(entry.name))
-    return found
-
-
 def commits(kubectl: Kubectl) -> float:
     """Observations in the commit-latency histograms of all members."""
     total = 0.0
     for address in member_pods(kubectl).values():
-        with urllib.request.urlopen(f"http://{address}:{_METRICS_PORT}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{address}:{METRICS_PORT}/metrics", timeout=5) as answer:
             total += sum(float(n) for n in _COMMIT_COUNT.findall(answer.read().decode()))
     return total
 
 
 def scale_out_while_the_operator_dies(kubectl: Kubectl) -> None:
     """3 -> 5 by ``kubectl scale``, with a SIGKILL of the operator in the middle."""
-    kubectl.run("scale", f"rkv/{_NAME}", "--replicas=5")
+    kubectl.run("scale", f"rkv/{NAME}", "--replicas=5")
     wait_until("a fourth member", lambda: len(member_pods(kubectl)) >= 4, _STEP_SECONDS)
     victims = processes(r"raftkv operator")
     if not victims:
@@ -157,7 +91,7 @@ def lose_the_leaders_pod(kubectl: Kubectl) -> None:
 
 def scale_in(kubectl: Kubectl) -> None:
     """5 -> 3 by ``kubectl patch``."""
-    kubectl.run("patch", "rkv", _NAME, "--type=merge", "-p", '{"spec":{"replicas":3}}')
+    kubectl.run("patch", "rkv", NAME, "--type=merge", "-p", '{"spec":{"replicas":3}}')
     took = wait_until("three members", lambda: settled(kubectl, 3), _STEP_SECONDS)
     wait_until("three pods", lambda: len(member_pods(kubectl)) == 3, _STEP_SECONDS)
     say(f"three members after {took:.1f} s")
@@ -185,7 +119,7 @@ def check_writes(kubectl: Kubectl, history: History) -> None:
     """Every acknowledged write is on each member, serializably and linearizably; the members' hashes agree."""
     hashes: dict[str, tuple[int, int]] = {}
     revision = 0
-    addresses = {name: f"{ip}:{_CLIENT_PORT}" for name, ip in member_pods(kubectl).items()}
+    addresses = {name: f"{ip}:{CLIENT_PORT}" for name, ip in member_pods(kubectl).items()}
     for name, address in addresses.items():
         for serializable in (False, True):
             problems = missing_writes(address, history, serializable=serializable)
@@ -205,9 +139,9 @@ def check_writes(kubectl: Kubectl, history: History) -> None:
 def delete_and_look_for_remains(kubectl: Kubectl, state: Path) -> None:
     """Deleting the resource leaves no pod, no process, and no file but what the retention policy keeps."""
     policy = cluster(kubectl)["spec"]["storage"]["retentionPolicy"]["whenDeleted"]
-    kubectl.run("delete", "rkv", _NAME, "--timeout=180s")
-    wait_until("no pods", lambda: not kubectl.pods(f"raftkv.dev/cluster={_NAME}"), _STEP_SECONDS)
-    wait_until("no processes", lambda: not processes(rf"raftkv node .*--cluster-name[= ]{_NAME}\b"), 60)
+    kubectl.run("delete", "rkv", NAME, "--timeout=180s")
+    wait_until("no pods", lambda: not kubectl.pods(f"raftkv.dev/cluster={NAME}"), _STEP_SECONDS)
+    wait_until("no processes", lambda: not processes(rf"raftkv node .*--cluster-name[= ]{NAME}\b"), 60)
     if policy != "Delete":
         say(f"the retention policy is {policy}: claims and rings are kept")
         return
@@ -223,13 +157,13 @@ def delete_and_look_for_remains(kubectl: Kubectl, state: Path) -> None:
 
 def scenario(kubectl: Kubectl, state: Path) -> None:
     """The steps in order."""
-    kubectl.run("apply", "-f", str(_SAMPLE))
+    kubectl.run("apply", "-f", str(SAMPLE))
     took = wait_until("the resource", lambda: bool(cluster(kubectl)), 30)
-    kubectl.run("wait", "--for=condition=Available", f"rkv/{_NAME}", f"--timeout={int(_START_SECONDS)}s")
+    kubectl.run("wait", "--for=condition=Available", f"rkv/{NAME}", f"--timeout={int(START_SECONDS)}s")
     took = wait_until("three ready members", lambda: settled(kubectl, 3), _STEP_SECONDS)
     say(f"three members (ready {took:.1f} s after Available)")
-    service = kubectl.get("service", _NAME)["spec"]
-    address = f"{service['clusterIP']}:{_CLIENT_PORT}"
+    service = kubectl.get("service", NAME)["spec"]
+    address = f"{service['clusterIP']}:{CLIENT_PORT}"
     before = commits(kubectl)
     writer = Writer(address)
     writer.start()

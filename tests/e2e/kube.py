@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "deploy" / "samples" / "three-nodes.yaml"
+NAME = "demo"
+CLIENT_PORT = 2379
+METRICS_PORT = 2381
+START_SECONDS = 180.0
 _POLL_SECONDS = 0.2
 
 
@@ -63,3 +73,71 @@ def wait_until(what: str, condition: Callable[[], bool], timeout_seconds: float)
         if time.monotonic() - start > timeout_seconds:
             raise ScenarioError(f"waited {timeout_seconds:.0f} s for {what}{last}")
         time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def playground(state: Path) -> Iterator[Kubectl]:
+    """A playground as a person starts it; killed at the end, and then nothing of it may be left."""
+    kubeconfig = state / "kubeconfig"
+    command = [str(Path(sys.executable).with_name("raftkv")), "playground", "up"]
+    command += ["--state-dir", str(state / "state"), "--kubeconfig", str(kubeconfig)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=ROOT)
+    try:
+        kubectl = Kubectl(kubeconfig)
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                raise SystemExit(f"the playground ended with code {process.returncode}")
+            return kubeconfig.exists() and bool(kubectl.run("get", "crd", "raftkvclusters.raftkv.dev"))
+
+        wait_until("the playground's API", ready, START_SECONDS)
+        yield kubectl
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def cluster(kubectl: Kubectl) -> dict[str, Any]:
+    """The custom resource."""
+    return kubectl.get("rkv", NAME)
+
+
+def settled(kubectl: Kubectl, replicas: int) -> bool:
+    """Whether the operator says that the wish for so many members is fulfilled, and all of them are ready."""
+    resource = cluster(kubectl)
+    status = resource["status"]
+    conditions = {c["type"]: c for c in status["conditions"]}
+    return (
+        status["observedGeneration"] == resource["metadata"]["generation"]
+        and conditions["Ready"]["status"] == "True"
+        and status["readyReplicas"] == replicas
+        and len(status["members"]) == replicas
+    )
+
+
+def member_pods(kubectl: Kubectl) -> dict[str, str]:
+    """Pod name to address of the cluster's members that run."""
+    pods = kubectl.pods(f"raftkv.dev/cluster={NAME}")
+    return {
+        pod["metadata"]["name"]: pod["status"]["podIP"]
+        for pod in pods
+        if pod["status"].get("podIP") and not pod["metadata"].get("deletionTimestamp")
+    }
+
+
+def processes(pattern: str) -> list[int]:
+    """Process ids whose command line matches."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if re.search(pattern, command):
+                found.append(int(entry.name))
+    return found
