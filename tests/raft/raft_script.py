@@ -4,8 +4,8 @@ A script is blocks of commands, a line `----`, and the expected output up to the
 `RAFT_REWRITE=1 pytest tests/raft` writes the output that was seen into the scripts (then read the diff).
 
 The world is one thread, one queue of messages in order, and a disk per node. Nothing happens by itself: `run` works off
-all Readys and delivers all messages until nothing is left, `process` and `deliver` do single steps. Randomness is fixed
-(the lowest value), so an election timeout is exactly `election` ticks unless a node says otherwise.
+all Readys and delivers all messages until nothing is left, `process` and `deliver` do single steps. Randomness is
+fixed: member N waits `election` + 2 (N - 1) ticks before it campaigns, unless `random=` says otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from raftkv_node.raft import (
     Config,
@@ -41,6 +42,11 @@ from raftkv_node.raft import (
 def ids_of(text: str) -> frozenset[int]:
     """Parse "1,2,3"."""
     return frozenset(int(part) for part in text.split(",") if part)
+
+
+def payload_of(text: str) -> bytes:
+    """The text's bytes; "*N" stands for N bytes."""
+    return b"x" * int(text[1:]) if text.startswith("*") else text.encode()
 
 
 def show_ids(ids: frozenset[int]) -> str:
@@ -96,6 +102,14 @@ def show_message(message: Message) -> str:
     return " ".join(parts)
 
 
+class Level(IntEnum):
+    """How much is told."""
+
+    OUTCOMES = 0
+    EVENTS = 1
+    ALL = 2
+
+
 @dataclass
 class Disk:
     """What a node has durable."""
@@ -132,10 +146,12 @@ class World:
         self.queue: list[Message] = []
         self.cut: set[int] = set()
         self.lines: list[str] = []
-        self.quiet = False
+        self.lost: set[str] = set()
+        self.held: list[Message] = []
+        self.level = Level.ALL
 
-    def say(self, line: str) -> None:
-        if not self.quiet:
+    def say(self, line: str, level: Level = Level.OUTCOMES) -> None:
+        if level <= self.level:
             self.lines.append(line)
 
     def execute(self, line: str) -> None:
@@ -184,7 +200,7 @@ class World:
         self.start(member, disk, options)
 
     def start(self, member: int, disk: Disk, options: dict[str, str]) -> None:
-        offset = int(options.get("random", 0))
+        offset = int(options.get("random", 2 * (member - 1)))
         config = Config(
             id=member,
             random=lambda low, high: min(low + offset, high),
@@ -238,20 +254,17 @@ class World:
         for _ in range(int(words[0])):
             for member in sorted(self.nodes):
                 self.nodes[member].raft.tick()
-            self.quiet = True
-            self.run_all(tell_roles=True)
-            self.quiet = False
+            self.run_all(Level.OUTCOMES, tell_roles=True)
 
     def do_propose(self, words: list[str], _options: dict[str, str]) -> None:
-        """propose N data..."""
+        """propose N data...: each an entry."""
         for data in words[1:]:
-            payload = b"x" * int(data[1:]) if data.startswith("*") else data.encode()
-            ref = self.nodes[int(words[0])].raft.propose(payload)
+            ref = self.nodes[int(words[0])].raft.propose(payload_of(data))
             self.say(f"proposed {ref.term}/{ref.index}")
 
     def do_forward(self, words: list[str], _options: dict[str, str]) -> None:
         """forward N data context"""
-        self.nodes[int(words[0])].raft.forward(words[1].encode(), words[2].encode())
+        self.nodes[int(words[0])].raft.forward(payload_of(words[1]), words[2].encode())
 
     def do_read(self, words: list[str], _options: dict[str, str]) -> None:
         """read N context..."""
@@ -318,6 +331,11 @@ class World:
 
     def do_heal(self, _words: list[str], _options: dict[str, str]) -> None:
         self.cut.clear()
+        self.lost.clear()
+
+    def do_lose(self, words: list[str], _options: dict[str, str]) -> None:
+        """lose TYPE...: from now on messages of these types are lost."""
+        self.lost |= set(words)
 
     def matching(self, words: list[str]) -> list[Message]:
         """Messages in the queue that match "1->2", "->2", "1->", a type's name, or all."""
@@ -360,7 +378,9 @@ class World:
     def hand_over(self, message: Message) -> None:
         if message.sender in self.cut or message.to in self.cut or message.to not in self.nodes:
             return
-        self.say(show_message(message))
+        if MessageType(message.type).name in self.lost:
+            return
+        self.say(show_message(message), Level.ALL)
         self.nodes[message.to].raft.step(decode_message(encode_message(message)))
 
     # -- turns -----------------------------------------------------------------------------------------------
@@ -405,14 +425,14 @@ class World:
     def tell(self, member: int, ready: Ready) -> None:
         """Describe a Ready's effects."""
         if ready.soft_state:
-            self.say(self.describe_role(member))
+            self.say(self.describe_role(member), Level.EVENTS)
         if ready.entries:
-            self.say(f"{member} writes {show_entries(ready.entries)}")
+            self.say(f"{member} writes {show_entries(ready.entries)}", Level.EVENTS)
         if ready.configuration:
             index, configuration = ready.configuration
-            self.say(f"{member} is in configuration {index}: {show_configuration(configuration)}")
+            self.say(f"{member} is in configuration {index}: {show_configuration(configuration)}", Level.EVENTS)
         if ready.committed_entries:
-            self.say(f"{member} applies {show_entries(ready.committed_entries)}")
+            self.say(f"{member} applies {show_entries(ready.committed_entries)}", Level.EVENTS)
         for index, context in ready.read_states:
             self.say(f"{member} may read {context.decode()} at {index}")
         for context, reason in ready.read_failures:
@@ -420,7 +440,7 @@ class World:
         for context, why in ready.rejected_proposals:
             self.say(f"{member} proposal {context.decode()} was rejected: {why.name}")
         for request in ready.fetch_requests:
-            self.say(f"{member} fetches from {request.first} for {request.peer}")
+            self.say(f"{member} fetches from {request.first} for {request.peer}", Level.EVENTS)
 
     def describe_role(self, member: int) -> str:
         raft = self.nodes[member].raft
@@ -429,24 +449,23 @@ class World:
         return f"{member} is {Role(raft.role).name} of term {raft.term}{leader}{moving}"
 
     def do_run(self, words: list[str], _options: dict[str, str]) -> None:
-        """run [quiet|silent]: until nothing is left to do; quiet: without the messages."""
-        self.quiet = "silent" in words
-        self.run_all(tell_roles=False, tell_messages="quiet" not in words)
-        self.quiet = False
+        """run [quiet|silent]: until nothing is left to do; quiet: no messages, silent: only outcomes of requests."""
+        level = {(): Level.ALL, ("quiet",): Level.EVENTS, ("silent",): Level.OUTCOMES}[tuple(words)]
+        self.run_all(level, tell_roles=False)
 
-    def run_all(self, tell_roles: bool, tell_messages: bool = True) -> None:
+    def run_all(self, level: Level, tell_roles: bool) -> None:
+        self.level = level
         before = {member: self.describe_role(member) for member in sorted(self.nodes)}
         for _ in range(1000):
             worked = [self.process(member) for member in sorted(self.nodes)]
             messages, self.queue = self.queue, []
             for message in messages:
-                quiet, self.quiet = self.quiet, self.quiet or not tell_messages
                 self.hand_over(message)
-                self.quiet = quiet
             if not messages and not any(worked):
                 break
         else:
             raise AssertionError("no end in 1000 rounds")
+        self.level = Level.ALL
         if tell_roles:
             for member, role in before.items():
                 if self.describe_role(member) != role:

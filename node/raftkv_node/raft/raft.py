@@ -100,13 +100,18 @@ class Raft(Elections):
         Raises `LostLogError` (M15) when the message proves that this member has lost entries that it acknowledged, and
         `InvariantViolation`; after either the node must stop.
         """
-        if message.to != self.id or message.sender in self._configurations[0][1].removed:
+        if message.to != self.id or self._is_removed(message):
             return
         if message.term != self.term and not self._settle_term(message):
             return
         if message.type in _FROM_LEADER:
             self._hear_leader(message)
         self._handlers[message.type](message)
+
+    def _is_removed(self, message: Message) -> bool:
+        """M4: whether the sender's removal is committed here. The leader that was removed is heard to its last word."""
+        removed = self._configurations[0][1].removed
+        return message.sender in removed and not (message.sender == self.leader_id and message.term == self.term)
 
     def _settle_term(self, message: Message) -> bool:
         """Bring the terms together; whether the message is then to be handled."""
