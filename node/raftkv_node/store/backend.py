@@ -1,0 +1,378 @@
+"""The LMDB side of the store: buffered writes, one synced transaction after another, in a thread of its own.
+
+Applying an entry of the log never waits for a disk.  What it changes is gathered in a `Chunk` (records, deletions,
+meta data, applied index) and queued.  The backend thread takes a prefix of the queue, writes it in one transaction
+and syncs it.
+
+**Nothing is ever invisible.**  A chunk leaves the queue only after its commit.  A reader looks at the queue first
+and opens its LMDB transaction afterwards: what was no longer queued is committed, and what is committed is seen.
+
+**Order.**  Only chunks whose log entries are durable in the log (`set_durable_index`) are committed; a transaction
+holds whole chunks, so data, revision, applied index, term, configuration and members are always of the same entry.
+Deletions made by compaction travel behind the compaction's own chunk and can never be found without it.
+
+**Python's interpreter lock.**  LMDB takes a slice of records (`SLICE_BYTES`, `SLICE_RECORDS`) in one call of well
+under a millisecond; between slices other threads run.  The sync itself runs without the lock.
+
+**Failure.**  A transaction or sync that fails is not retried: after a failed sync nobody knows what the page cache
+holds.  The error is latched, the queue grows no further use, and the node must stop.
+
+The address space for the file is reserved once, generously (it costs nothing), because growing the map later would
+have to stop every reader.  The file itself grows as it is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from pathlib import Path
+
+import lmdb
+
+from .encoding import record_id
+from .errors import StoreCorrupt, StoreError
+
+FORMAT_VERSION = 1
+DEFAULT_QUOTA_BYTES = 2 << 30
+SLICE_RECORDS = 1024
+SLICE_BYTES = 512 << 10
+TRANSACTION_BYTES = 16 << 20
+"""A transaction takes no further chunk once it has so much."""
+MAX_READERS = 512
+
+VERSION_KEY = b"version"
+APPLIED_KEY = b"applied"
+CONFIGURATION_KEY = b"configuration"
+REVISION_KEY = b"revision"
+
+APPLIED = struct.Struct(">QQ")
+REVISIONS = struct.Struct(">qq")
+VERSION = struct.Struct(">I")
+MEMBER_ID = struct.Struct(">Q")
+
+
+class Chunk:
+    """What one step (an entry of the log, or a slice of a compaction) changes in the backend.  Once queued it never
+    changes.
+    """
+
+    __slots__ = ("deletes", "first", "index", "members", "meta", "record_bytes", "records", "term")
+
+    def __init__(self, index: int, term: int, first: bytes) -> None:
+        self.index = index
+        self.term = term
+        self.first = first
+        """A bound: ids of this chunk are not below it, ids of earlier chunks are."""
+        self.records: dict[bytes, bytes] = {}
+        self.record_bytes = 0
+        self.deletes: list[bytes] = []
+        self.meta: dict[bytes, bytes] = {}
+        self.members: dict[int, bytes | None] = {}
+
+
+_first = attrgetter("first")
+Chunks = list[Chunk]
+
+
+def find(chunks: Chunks, rid: bytes) -> bytes | None:
+    """The record with that id in a queue, or `None`."""
+    at = bisect_right(chunks, rid, key=_first) - 1
+    return chunks[at].records.get(rid) if at >= 0 else None
+
+
+class Backend:
+    """Owns the LMDB environment and the thread that writes to it."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        quota_bytes: int = 0,
+        commit_interval_seconds: float = 0.1,
+        commit_bytes: int = 8 << 20,
+        on_commit: Callable[[int], None] | None = None,
+    ) -> None:
+        """Opens or creates the environment in folder `path`; call `start` once recovery has read it.
+
+        `quota_bytes` 0 means 2 GiB.  `StoreError` or `StoreCorrupt` when it cannot be used.
+        """
+        self.path = path
+        self.quota_bytes = quota_bytes if quota_bytes > 0 else DEFAULT_QUOTA_BYTES
+        self.on_commit = on_commit
+        self.failure: BaseException | None = None
+        self.commit_seconds: list[float] = []
+        """Durations of commits, for a metrics exporter to drain."""
+        self.commits_total = 0
+        self.committed_index = 0
+        self.chunks_committed = 0
+        self.size_bytes = 0
+        self.size_in_use_bytes = 0
+        self._interval_seconds = commit_interval_seconds
+        self._commit_bytes = commit_bytes
+        self._added_bytes = 0
+        self._committed_bytes = 0
+        self._durable_index = 0
+        self._lock = threading.Lock()
+        self._chunks: Chunks = []
+        self._wake = threading.Event()
+        self._hurry = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        try:
+            self.env = lmdb.open(
+                str(path),
+                map_size=2 * self.quota_bytes + (1 << 30),
+                max_dbs=8,
+                max_readers=MAX_READERS,
+                mode=0o600,
+                readahead=False,
+            )
+            self.revisions = self.env.open_db(b"revisions")
+            self.meta = self.env.open_db(b"meta")
+            self.members = self.env.open_db(b"members")
+        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError) as error:
+            raise StoreCorrupt(f"the backend in {path} is not an intact LMDB environment: {error}") from error
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"the backend in {path} cannot be opened: {error}") from error
+        self._check_version()
+        self._measure()
+
+    def _check_version(self) -> None:
+        try:
+            with self.env.begin(write=True) as txn:
+                found = txn.get(VERSION_KEY, db=self.meta)
+                if found is None:
+                    if txn.stat(self.revisions)["entries"] or txn.stat(self.meta)["entries"]:
+                        raise StoreCorrupt(f"the backend in {self.path} holds data but no format version")
+                    txn.put(VERSION_KEY, VERSION.pack(FORMAT_VERSION), db=self.meta)
+                elif len(found) != VERSION.size:
+                    raise StoreCorrupt(f"the backend in {self.path} has an unreadable format version")
+                elif VERSION.unpack(found)[0] != FORMAT_VERSION:
+                    raise StoreError(
+                        f"the backend in {self.path} has format version {VERSION.unpack(found)[0]}; "
+                        f"this node reads version {FORMAT_VERSION}"
+                    )
+        except lmdb.Error as error:
+            raise StoreCorrupt(f"the backend in {self.path} cannot be read: {error}") from error
+
+    # The turn's side.
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Record bytes that wait for their commit."""
+        return self._added_bytes - self._committed_bytes
+
+    @property
+    def chunks(self) -> Chunks:
+        """The queue as of now.  Take it before opening a transaction; it is only ever appended to."""
+        return self._chunks
+
+    def add(self, chunk: Chunk) -> None:
+        """Queues a chunk behind those before it."""
+        with self._lock:
+            self._chunks.append(chunk)
+        self._added_bytes += chunk.record_bytes
+        if not self._wake.is_set():
+            self._wake.set()
+        if self.buffered_bytes >= self._commit_bytes and not self._hurry.is_set():
+            self._hurry.set()
+
+    def set_durable_index(self, index: int) -> None:
+        """Entries up to `index` are durable in this member's log: their chunks may be committed."""
+        self._durable_index = max(self._durable_index, index)
+
+    @property
+    def durable_index(self) -> int:
+        return self._durable_index
+
+    # Readers, in any thread.
+
+    def read(self, rid: bytes) -> bytes | None:
+        """One record, from the queue or LMDB."""
+        found = find(self._chunks, rid)
+        if found is not None:
+            return found
+        with self.env.begin() as txn:
+            value: bytes | None = txn.get(rid, db=self.revisions)
+            return value
+
+    def read_many(self, rids: list[bytes]) -> list[bytes | None]:
+        """Many records with one transaction."""
+        chunks = self._chunks
+        with self.env.begin(db=self.revisions) as txn:
+            get = txn.get
+            return [find(chunks, rid) or get(rid) for rid in rids]
+
+    def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """The first `limit` records with ids in [start, end), in order."""
+        chunks = self._chunks[:]
+        found: list[tuple[bytes, bytes]] = []
+        with self.env.begin(db=self.revisions) as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(start):
+                for item in cursor.iternext():
+                    if item[0] >= end or len(found) >= limit:
+                        break
+                    found.append(item)
+        if len(found) < limit:
+            last = found[-1][0] if found else b""
+            for chunk in chunks[max(bisect_right(chunks, start, key=_first) - 1, 0) :]:
+                if len(found) >= limit or chunk.first >= end:
+                    break
+                for rid, value in chunk.records.items():
+                    if start <= rid < end and rid > last:
+                        found.append((rid, value))
+            del found[limit:]
+        return found
+
+    # The thread.
+
+    def start(self) -> None:
+        """Starts the writing thread."""
+        self._thread = threading.Thread(target=self._run, name="store-backend", daemon=True)
+        self._thread.start()
+
+    def close(self, commit: bool = True) -> None:
+        """Stops the thread, by default after a last commit of all that may be committed, and closes the environment."""
+        self._stopping = True
+        self._wake.set()
+        self._hurry.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if commit and self.failure is None:
+            while self._commit_once():
+                pass
+        self.env.close()
+
+    def commit_now(self) -> bool:
+        """Commits one transaction in the calling thread, for tests and tools; never while the thread runs."""
+        assert self._thread is None
+        return self._commit_once()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait()
+            if self._stopping:
+                return
+            self._hurry.wait(self._interval_seconds)
+            if self._stopping:
+                return
+            self._hurry.clear()
+            while not self._stopping and self._commit_once():
+                if self.buffered_bytes < self._commit_bytes:
+                    break
+            if self.failure is not None:
+                return
+            with self._lock:
+                if not self._chunks:
+                    self._wake.clear()
+
+    def _commit_once(self) -> bool:
+        """Commits the next chunks that may be; whether there were any.  A failure is latched."""
+        queue, durable = self._chunks, self._durable_index
+        taken: Chunks = []
+        size = 0
+        for chunk in queue:
+            if chunk.index > durable or size >= TRANSACTION_BYTES:
+                break
+            taken.append(chunk)
+            size += chunk.record_bytes
+        if not taken or self.failure is not None:
+            return False
+        started = time.monotonic()
+        try:
+            self._write(taken)
+            self._measure()
+        except Exception as error:
+            self.failure = error
+            return False
+        self.commit_seconds.append(time.monotonic() - started)
+        self.commits_total += 1
+        with self._lock:
+            self._chunks = self._chunks[len(taken) :]
+        self._committed_bytes += size
+        self.committed_index = taken[-1].index
+        self.chunks_committed += len(taken)
+        if self.on_commit is not None:
+            self.on_commit(self.committed_index)
+        return True
+
+    def _write(self, chunks: Chunks) -> None:
+        meta: dict[bytes, bytes] = {}
+        members: dict[int, bytes | None] = {}
+        with self.env.begin(write=True) as txn:
+            cursor = txn.cursor(self.revisions)
+            for piece in _slices(chunks):
+                consumed, _ = cursor.putmulti(piece, append=True)
+                if consumed != len(piece):
+                    raise StoreError(f"LMDB took {consumed} of {len(piece)} records")
+            for chunk in chunks:
+                meta.update(chunk.meta)
+                members.update(chunk.members)
+                for at in range(0, len(chunk.deletes), SLICE_RECORDS):
+                    for rid in chunk.deletes[at : at + SLICE_RECORDS]:
+                        txn.delete(rid, db=self.revisions)
+                    time.sleep(0)
+            meta[APPLIED_KEY] = APPLIED.pack(chunks[-1].index, chunks[-1].term)
+            for key, value in meta.items():
+                txn.put(key, value, db=self.meta)
+            for member, attributes in members.items():
+                if attributes is None:
+                    txn.delete(MEMBER_ID.pack(member), db=self.members)
+                else:
+                    txn.put(MEMBER_ID.pack(member), attributes, db=self.members)
+
+    def _measure(self) -> None:
+        info = self.env.info()
+        with self.env.begin() as txn:
+            stats = [txn.stat(db) for db in (self.revisions, self.meta, self.members)]
+        page = stats[0]["psize"]
+        self.size_bytes = (info["last_pgno"] + 1) * page
+        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        self.size_in_use_bytes = min((pages + 2) * page, self.size_bytes)
+
+    # Recovery.
+
+    def load_meta(self) -> dict[bytes, bytes]:
+        """All meta data."""
+        with self.env.begin(db=self.meta) as txn:
+            return dict(txn.cursor())
+
+    def load_members(self) -> dict[int, bytes]:
+        """Members' attributes by id."""
+        with self.env.begin(db=self.members) as txn:
+            return {MEMBER_ID.unpack(key)[0]: value for key, value in txn.cursor()}
+
+    @contextlib.contextmanager
+    def all_records(self) -> Iterator[Iterator[tuple[bytes, bytes]]]:
+        """An iterator over all committed records in revision order."""
+        with self.env.begin(db=self.revisions) as txn:
+            yield iter(txn.cursor())
+
+
+def _slices(chunks: Chunks) -> Iterator[list[tuple[bytes, bytes]]]:
+    """The records of `chunks`, in slices that LMDB takes in one short call."""
+    piece: list[tuple[bytes, bytes]] = []
+    size = 0
+    for chunk in chunks:
+        if chunk.record_bytes + size <= SLICE_BYTES and len(chunk.records) + len(piece) <= SLICE_RECORDS:
+            piece += chunk.records.items()
+            size += chunk.record_bytes
+            continue
+        for item in chunk.records.items():
+            piece.append(item)
+            size += len(item[1])
+            if size >= SLICE_BYTES or len(piece) >= SLICE_RECORDS:
+                yield piece
+                piece, size = [], 0
+    if piece:
+        yield piece
+
+
+FIRST_RECORD = record_id(0)

@@ -1,0 +1,219 @@
+"""Reads outside of apply, at a fixed revision: at once when all is in memory, else on a worker.
+
+The thread that applies answers small reads whose values are cached.  Everything else (values on disk, history,
+large results) becomes a `ColdRead`: its revision is pinned, so it may run at any time in any thread.  It takes the
+store's lock only to read the index, `SLICE_KEYS` keys at a time, and lets other threads run in between.  While a
+revision is pinned, compaction forgets nothing that a read at it needs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from raftkv_node.pb import rpc_pb2
+from raftkv_node.pb.kv_pb2 import KeyValue
+
+from .encoding import field, main_of
+from .errors import StoreError
+from .txn import Path, check_ranges, range_in_path, txn_response
+
+if TYPE_CHECKING:
+    from .mvcc import Mvcc
+
+SLICE_KEYS = 2000
+"""Keys looked up in one go by a worker: about half a millisecond."""
+INLINE_KEYS = 512
+INLINE_BYTES = 1 << 20
+"""More than that is not answered on the turn, even from memory."""
+
+
+class Pins:
+    """Revisions that reads in progress need.  Only `release` may be called outside the thread that applies."""
+
+    __slots__ = ("_counts", "_released")
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._released: deque[int] = deque()
+
+    def add(self, revision: int) -> None:
+        """Compaction keeps what reads at `revision` need, until it is released as often as it was added."""
+        self._counts[revision] = self._counts.get(revision, 0) + 1
+
+    def release(self, revision: int) -> None:
+        """Takes one `add` back.  Lock-free, so that a finaliser may call it anywhere."""
+        self._released.append(revision)
+
+    def lowest(self) -> int | None:
+        """The lowest revision still needed."""
+        while self._released:
+            revision = self._released.popleft()
+            left = self._counts[revision] - 1
+            if left:
+                self._counts[revision] = left
+            else:
+                del self._counts[revision]
+        return min(self._counts, default=None)
+
+    def __len__(self) -> int:
+        return sum(self._counts.values()) - len(self._released)
+
+
+def rows_at(
+    mvcc: Mvcc, key: bytes, end: bytes | None, revision: int, limit: int
+) -> tuple[list[tuple[bytes, bytes]], int]:
+    """(key, record id) of [key, end) at a revision, cut to `limit`, and the total.  Needs the lock in a worker."""
+    index = mvcc.index
+    if end == key + b"\0":
+        rid = index.at(key, revision)
+        return ([], 0) if rid is None else ([(key, rid)], 1)
+    if revision >= mvcc.read_revision:
+        entries = index.entries
+        keys = index.live.slice(key, end, limit)
+        total = index.live.count(key, end) if limit and len(keys) == limit else len(keys)
+        return [(k, entries[k][0]) for k in keys], total
+    pairs = list(index.select_past(index.candidates(key, end, 0), revision))
+    return (pairs[:limit] if limit else pairs), len(pairs)
+
+
+class ApplyView:
+    """The state as the thread that applies sees it, open revision included.  Misses read LMDB at once, and are
+    counted.
+    """
+
+    __slots__ = ("_mvcc",)
+
+    def __init__(self, mvcc: Mvcc) -> None:
+        self._mvcc = mvcc
+
+    @property
+    def read_revision(self) -> int:
+        return self._mvcc.read_revision
+
+    def rows(self, key: bytes, end: bytes | None, revision: int, limit: int) -> tuple[list[bytes], int]:
+        mvcc = self._mvcc
+        pairs, total = rows_at(mvcc, key, end, revision, limit)
+        return [mvcc.hot(k, rid) or mvcc.read(rid) for k, rid in pairs], total
+
+    def count(self, key: bytes, end: bytes | None, revision: int) -> int:
+        if revision >= self._mvcc.read_revision:
+            return self._mvcc.index.live.count(key, end)
+        return rows_at(self._mvcc, key, end, revision, 0)[1]
+
+    def numbers(self, key: bytes) -> tuple[int, int, int] | None:
+        entry = self._mvcc.index.entries.get(key)
+        if entry is None or not entry[2]:
+            return None
+        return entry[1], main_of(entry[0]), entry[2]
+
+
+class PinnedView:
+    """The state at one revision, for workers."""
+
+    __slots__ = ("_mvcc", "_revision", "_totals")
+
+    def __init__(self, mvcc: Mvcc, revision: int) -> None:
+        self._mvcc = mvcc
+        self._revision = revision
+        self._totals: dict[tuple[bytes, bytes | None], int] = {}
+
+    def remember_total(self, key: bytes, end: bytes | None, total: int) -> None:
+        """How many keys [key, end) has at this revision, known beforehand: a limited read need not count them again."""
+        self._totals[key, end] = total
+
+    @property
+    def read_revision(self) -> int:
+        return self._revision
+
+    def _slices(self, key: bytes, end: bytes | None, revision: int, limit: int, fetch: bool) -> tuple[list[bytes], int]:
+        mvcc = self._mvcc
+        records: list[bytes] = []
+        total = 0
+        if key + b"\0" == end:
+            with mvcc.lock:
+                rid = mvcc.index.at(key, revision)
+                hot = mvcc.hot(key, rid) if rid is not None else None
+            if rid is None:
+                return [], 0
+            return ([hot or self._read([rid])[0]] if fetch else []), 1
+        known = self._totals.get((key, end)) if revision == self._revision else None
+        start: bytes | None = key
+        while start is not None:
+            if known is not None and (not fetch or (limit and len(records) >= limit)):
+                return records, known
+            with mvcc.lock:
+                index = mvcc.index
+                keys = index.candidates(start, end, SLICE_KEYS)
+                pairs = list(index.select_past(keys, revision))
+                wanted = pairs if not limit else pairs[: limit - len(records)]
+                found = [mvcc.hot(k, rid) for k, rid in wanted] if fetch else []
+            total += len(pairs)
+            start = keys[-1] + b"\0" if len(keys) == SLICE_KEYS else None
+            if fetch:
+                missing = [rid for (_, rid), record in zip(wanted, found, strict=True) if record is None]
+                values = iter(self._read(missing))
+                records += [record if record is not None else next(values) for record in found]
+            time.sleep(0)
+        return records, total
+
+    def _read(self, rids: list[bytes]) -> list[bytes]:
+        if not rids:
+            return []
+        found = self._mvcc.backend.read_many(rids)
+        records = [record for record in found if record is not None]
+        if len(records) != len(rids):
+            raise StoreError("a record stands in the index but not in the backend")
+        return records
+
+    def rows(self, key: bytes, end: bytes | None, revision: int, limit: int) -> tuple[list[bytes], int]:
+        return self._slices(key, end, revision, limit, True)
+
+    def count(self, key: bytes, end: bytes | None, revision: int) -> int:
+        return self._slices(key, end, revision, 0, False)[1]
+
+    def numbers(self, key: bytes) -> tuple[int, int, int] | None:
+        records, _ = self.rows(key, key + b"\0", self._revision, 1)
+        if not records:
+            return None
+        kv = KeyValue.FromString(records[0])
+        return kv.create_revision, kv.mod_revision, kv.version
+
+
+class ColdRead:
+    """A read that a worker has to do.  Call `run` once, in any thread, or `close`."""
+
+    __slots__ = ("_closed", "_pins", "_revision", "_work")
+
+    def __init__(self, pins: Pins, revision: int, work: Callable[[], bytes]) -> None:
+        self._pins = pins
+        self._revision = revision
+        self._work = work
+        self._closed = False
+        pins.add(revision)
+
+    def run(self) -> bytes:
+        """The encoded response.  Raises `EtcdError` as an answer, `StoreError` when the store failed."""
+        try:
+            return self._work()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Gives the pinned revision free; the read is abandoned if it has not run."""
+        if not self._closed:
+            self._closed = True
+            self._pins.release(self._revision)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def read_only_txn(request: rpc_pb2.TxnRequest, header: bytes, view: PinnedView, compacted: int) -> bytes:
+    """The encoded answer to a transaction of ranges."""
+    path = Path(request, view)
+    check_ranges(path, view.read_revision, compacted)
+    responses = [field(b"\x0a", range_in_path(op.request_range, view, compacted)) for op in path.ops]
+    return txn_response(header, path.succeeded, responses)

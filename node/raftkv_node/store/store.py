@@ -1,0 +1,621 @@
+"""The store: applies the replicated log's entries, answers reads, and survives restarts.
+
+One thread (the node's turn) owns it: `apply*`, `start_*` and `background` are called there and never wait for a
+disk, but for the values that apply itself needs and that are no longer in memory (counted in `cache_misses_total`).
+A backend thread commits; workers run `ColdRead`s.
+
+What is applied becomes visible at once and durable later: `applied_index` runs ahead of `committed_index`, the
+applied index of the last synced transaction, and after a crash the log is applied again from there.  Whatever
+follows from an entry must therefore be a function of the entries before it: results, errors, record bytes, never of
+timing, caches or who is asking.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from raftkv_node.pb import rpc_pb2
+
+from . import commands
+from .backend import (
+    APPLIED,
+    APPLIED_KEY,
+    CONFIGURATION_KEY,
+    REVISION_KEY,
+    REVISIONS,
+    Backend,
+    Chunk,
+)
+from .encoding import HeaderEncoder, main_of, record_id, record_key, record_numbers, simple_put
+from .encoding import field as encode_field
+from .errors import (
+    COMPACTED,
+    FUTURE_REVISION,
+    KEY_NOT_FOUND,
+    LEASE_NOT_FOUND,
+    MALFORMED_REQUEST,
+    CommandError,
+    EtcdError,
+    StoreCorrupt,
+    StoreError,
+)
+from .hashing import hash_records
+from .mvcc import Mvcc, RevisionEvents
+from .ranges import count_response, interval_end, range_response, resolve_revision, scan_limit
+from .reads import INLINE_BYTES, INLINE_KEYS, ApplyView, ColdRead, PinnedView, Pins, read_only_txn, rows_at
+from .txn import (
+    Path,
+    apply_path,
+    check_puts,
+    check_ranges,
+    delete_in_revision,
+    delete_response,
+    put_in_revision,
+    range_body,
+    txn_response,
+)
+from .validate import is_read_only
+
+DEFAULT_VALUE_CACHE_BYTES = 128 << 20
+DEFAULT_BUFFER_LIMIT_BYTES = 64 << 20
+SWEEP_KEYS = 500
+"""Keys that one step of a compaction looks at: about a millisecond at most."""
+
+_REQUEST_TYPES: dict[int, Callable[[bytes], Message]] = {
+    commands.PUT: rpc_pb2.PutRequest.FromString,
+    commands.DELETE_RANGE: rpc_pb2.DeleteRangeRequest.FromString,
+    commands.TXN: rpc_pb2.TxnRequest.FromString,
+    commands.COMPACT: rpc_pb2.CompactionRequest.FromString,
+    commands.MEMBER_ATTRIBUTES: rpc_pb2.Member.FromString,
+}
+
+
+class PendingCompaction:
+    """The answer to a compaction that waits for the purge (`physical`).  Returned by `Store.finished_compactions`
+    when due.
+    """
+
+    __slots__ = ("response", "revision")
+
+    def __init__(self, revision: int, response: bytes) -> None:
+        self.revision = revision
+        self.response = response
+
+
+Result = bytes | EtcdError | PendingCompaction
+
+
+@dataclass(slots=True)
+class ApplyResult:
+    """What applying a batch gave."""
+
+    revision: int
+    """The store's revision afterwards."""
+    results: list[Result] | None
+    """Per request of the batch; `None` when nobody wanted them."""
+    events: list[RevisionEvents] = field(default_factory=list)
+    """What watchers are to be told, by revision; empty while nobody watches (`Store.watching`)."""
+
+
+class Store:
+    """See the module's text.  Made by `Store.open`."""
+
+    def __init__(self, backend: Backend, value_cache_bytes: int, buffer_limit_bytes: int) -> None:
+        self.backend = backend
+        self.buffer_limit_bytes = buffer_limit_bytes
+        self.mvcc = Mvcc(backend, value_cache_bytes)
+        self.applied_index = 0
+        self.applied_term = 0
+        self.configuration = b""
+        """The newest applied membership configuration, opaque to the store."""
+        self.configuration_index = 0
+        self.members: dict[int, bytes] = {}
+        """Members' attributes (encoded `etcdserverpb.Member`) by id."""
+        self.leases: set[int] = set()
+        """Ids of leases that exist: none before leases are implemented."""
+        self.txns_total = 0
+        self.ranges_total = 0
+        self.compacted_keys_total = 0
+        self._cluster_id = 0
+        self._member_id = 0
+        self._header = HeaderEncoder(0, 0, 0)
+        self._view = ApplyView(self.mvcc)
+        self._pins = Pins()
+        self._sweep: set[bytes] = set()
+        self._waiting_compactions: list[PendingCompaction] = []
+        self._purge_done_at: int | None = None
+        self._chunks_added = 0
+
+    # Life.
+
+    @classmethod
+    def open(
+        cls,
+        path: FilePath | str,
+        *,
+        cluster_id: int = 0,
+        member_id: int = 0,
+        quota_backend_bytes: int = 0,
+        value_cache_bytes: int = DEFAULT_VALUE_CACHE_BYTES,
+        buffer_limit_bytes: int = DEFAULT_BUFFER_LIMIT_BYTES,
+        commit_interval_seconds: float = 0.1,
+        commit_bytes: int = 8 << 20,
+        on_commit: Callable[[int], None] | None = None,
+        start_thread: bool = True,
+    ) -> Store:
+        """Opens or creates the store in folder `path` and rebuilds its index.
+
+        `quota_backend_bytes` 0 is etcd's default, 2 GiB.  `on_commit(applied_index)` is called in the backend
+        thread after each synced commit.  Without `start_thread` nothing is committed but by `backend.commit_now`.
+        `StoreError` when the store cannot be used, `StoreCorrupt` when its files contradict themselves.
+        """
+        folder = FilePath(path)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the backend's folder {folder} cannot be made: {error}") from error
+        backend = Backend(
+            folder,
+            quota_bytes=quota_backend_bytes,
+            commit_interval_seconds=commit_interval_seconds,
+            commit_bytes=commit_bytes,
+            on_commit=on_commit,
+        )
+        try:
+            store = cls(backend, value_cache_bytes, buffer_limit_bytes)
+            store._recover()
+        except BaseException:
+            backend.env.close()
+            raise
+        store.set_identity(cluster_id, member_id)
+        if start_thread:
+            backend.start()
+        return store
+
+    def close(self, commit: bool = True) -> None:
+        """Stops; with `commit`, what may be committed (see `set_durable_index`) is, first."""
+        self.backend.close(commit)
+
+    def set_identity(self, cluster_id: int, member_id: int) -> None:
+        """What response headers name."""
+        self._cluster_id, self._member_id = cluster_id, member_id
+        self._header = HeaderEncoder(cluster_id, member_id, self._header.term)
+
+    def set_term(self, term: int) -> None:
+        """The Raft term that response headers name from now on; applying an entry of a higher term raises it, too."""
+        if term > self._header.term:
+            self._header = HeaderEncoder(self._cluster_id, self._member_id, term)
+
+    def header(self, revision: int | None = None) -> bytes:
+        """A response's encoded header (as its field 1), by default of the current revision."""
+        return self._header.field(self.mvcc.revision if revision is None else revision)
+
+    def _recover(self) -> None:
+        mvcc, backend = self.mvcc, self.backend
+        try:
+            meta = backend.load_meta()
+            if APPLIED_KEY in meta:
+                self.applied_index, self.applied_term = APPLIED.unpack(meta[APPLIED_KEY])
+                backend.committed_index = self.applied_index
+            if CONFIGURATION_KEY in meta:
+                stored = meta[CONFIGURATION_KEY]
+                self.configuration_index = int.from_bytes(stored[:8], "big")
+                self.configuration = stored[8:]
+            if REVISION_KEY in meta:
+                mvcc.revision, mvcc.compact_revision = REVISIONS.unpack(meta[REVISION_KEY])
+            self.members = backend.load_members()
+        except struct.error as error:
+            raise StoreCorrupt(f"the backend's meta data cannot be read: {error}") from error
+        self.set_term(self.applied_term)
+        newest = self._load_records()
+        if newest > mvcc.revision:
+            raise StoreCorrupt(f"the backend holds revision {newest}, but its newest one should be {mvcc.revision}")
+        mvcc.evict()
+        if mvcc.compact_revision > 0:
+            self._sweep, mvcc.index.versioned = mvcc.index.versioned, set()
+
+    def _load_records(self) -> int:
+        """Rebuilds the index with one scan; the newest main revision found."""
+        mvcc = self.mvcc
+        index, warm = mvcc.index, mvcc.warm
+        rid = b""
+        count = 0
+        try:
+            with self.backend.all_records() as records:
+                for rid, data in records:
+                    if rid[11] & 1:
+                        key = record_key(data)
+                        index.restore(key, rid, 0, 0)
+                        warm(key, None)
+                    else:
+                        key, create, mod, version = record_numbers(data)
+                        if mod != main_of(rid) or not version:
+                            raise ValueError("revision and content differ")
+                        index.restore(key, rid, create, version)
+                        warm(key, data)
+                    count += 1
+                    if not count & 0xFFF:
+                        mvcc.evict()
+        except (ValueError, IndexError) as error:
+            raise StoreCorrupt(f"the backend's record {rid.hex()} cannot be read: {error}") from error
+        index.build_orders()
+        return main_of(rid) if rid else 0
+
+    # State.
+
+    @property
+    def revision(self) -> int:
+        """The newest revision; 1 in an empty store."""
+        return self.mvcc.revision
+
+    @property
+    def compact_revision(self) -> int:
+        """The revision below which history is gone; -1 before the first compaction."""
+        return self.mvcc.compact_revision
+
+    @property
+    def committed_index(self) -> int:
+        """The applied index of the last synced commit: log entries up to it are no longer needed by this store."""
+        return self.backend.committed_index
+
+    @property
+    def failed(self) -> BaseException | None:
+        """The error of a commit, never retried: the node must stop."""
+        return self.backend.failure
+
+    @property
+    def backpressure(self) -> bool:
+        """Whether uncommitted data is over its limit: apply must wait."""
+        return self.backend.buffered_bytes >= self.buffer_limit_bytes
+
+    @property
+    def keys_total(self) -> int:
+        """Live keys."""
+        return len(self.mvcc.index.live)
+
+    @property
+    def puts_total(self) -> int:
+        return self.mvcc.puts_total
+
+    @property
+    def deletes_total(self) -> int:
+        return self.mvcc.deletes_total
+
+    @property
+    def cache_misses_total(self) -> int:
+        return self.mvcc.cache_misses_total
+
+    @property
+    def db_size_bytes(self) -> int:
+        """Size of the backend's file, as of the last commit."""
+        return self.backend.size_bytes
+
+    @property
+    def db_size_in_use_bytes(self) -> int:
+        """Without the file's free pages."""
+        return self.backend.size_in_use_bytes
+
+    @property
+    def quota_bytes(self) -> int:
+        return self.backend.quota_bytes
+
+    def watching(self, events: bool, prev: bool) -> None:
+        """Whether `apply` is to collect events, and with them the records before each change."""
+        self.mvcc.collect_events = events
+        self.mvcc.collect_prev = events and prev
+
+    def set_durable_index(self, index: int) -> None:
+        """Log entries up to `index` are durable on this member: commits may cover them, and no later ones."""
+        self.backend.set_durable_index(index)
+
+    # Applying.
+
+    def apply(
+        self,
+        index: int,
+        term: int,
+        batch: commands.Batch,
+        decoded: Sequence[Message | None] | None = None,
+        want_results: bool = True,
+    ) -> ApplyResult:
+        """Applies the requests of one log entry.
+
+        `index` must follow the last applied one.  `decoded[i]`, where not `None`, is the parsed `payloads[i]`.
+        `UnknownCommand` before any effect when this version does not know a command (the node must stop);
+        `StoreError` when the store has failed.
+        """
+        commands.check_known(batch.kinds)
+        mvcc = self.mvcc
+        with mvcc.lock:
+            self._open_chunk(index, term)
+            results = self._apply_batch(batch, decoded, want_results)
+            mvcc.evict()
+            mvcc.index.live.merge_if_many()
+            mvcc.index.dead.merge_if_many()
+            self._close_chunk()
+        if self._sweep:
+            self.background()
+        events = mvcc.events
+        if events:
+            mvcc.events = []
+        return ApplyResult(mvcc.revision, results if want_results else None, events)
+
+    def apply_configuration(
+        self, index: int, term: int, configuration: bytes, removed_members: Iterable[int] = ()
+    ) -> None:
+        """Applies a membership entry: remembers its opaque bytes, forgets removed members' attributes."""
+        with self.mvcc.lock:
+            chunk = self._open_chunk(index, term)
+            self.configuration = configuration
+            self.configuration_index = index
+            chunk.meta[CONFIGURATION_KEY] = index.to_bytes(8, "big") + configuration
+            for member in removed_members:
+                if self.members.pop(member, None) is not None:
+                    chunk.members[member] = None
+            self._close_chunk()
+
+    def apply_empty(self, index: int, term: int) -> None:
+        """Applies an entry that says nothing to the store."""
+        with self.mvcc.lock:
+            self._open_chunk(index, term)
+            self._close_chunk()
+
+    def _open_chunk(self, index: int, term: int) -> Chunk:
+        if self.backend.failure is not None:
+            raise StoreError(f"the backend failed: {self.backend.failure}") from self.backend.failure
+        if index != self.applied_index + 1 or term < self.applied_term:
+            raise StoreError(
+                f"entry {index} of term {term} does not follow the applied entry {self.applied_index} "
+                f"of term {self.applied_term}"
+            )
+        self.applied_index, self.applied_term = index, term
+        if term > self._header.term:
+            self.set_term(term)
+        chunk = Chunk(index, term, record_id(self.mvcc.revision + 1))
+        self.mvcc.chunk = chunk
+        return chunk
+
+    def _close_chunk(self) -> None:
+        mvcc = self.mvcc
+        chunk = mvcc.chunk
+        if chunk.records:
+            chunk.meta[REVISION_KEY] = REVISIONS.pack(mvcc.revision, mvcc.compact_revision)
+        self._add_chunk(chunk)
+
+    def _add_chunk(self, chunk: Chunk) -> None:
+        self.backend.add(chunk)
+        self._chunks_added += 1
+        # What is read from now on is found in the queue.
+        self.mvcc.chunk = Chunk(chunk.index, chunk.term, record_id(self.mvcc.revision + 1))
+
+    def _apply_batch(
+        self, batch: commands.Batch, decoded: Sequence[Message | None] | None, want_results: bool
+    ) -> list[Result]:
+        results: list[Result] = []
+        put_simple = self.mvcc.put_simple
+        header = self._header
+        heads, suffix = header.field_heads, header.field_suffix
+        payloads = batch.payloads
+        for at, kind in enumerate(batch.kinds):
+            payload = payloads[at]
+            if kind == commands.PUT:
+                end = simple_put(payload)
+                if end:
+                    encoded = put_simple(payload, end)
+                    if want_results:
+                        results.append(heads[len(encoded)] + encoded + suffix)
+                    continue
+            request = decoded[at] if decoded is not None else None
+            result: Result
+            try:
+                if request is None:
+                    request = _REQUEST_TYPES[kind](payload)
+                result = self._apply_one(kind, request, want_results)
+            except EtcdError as error:
+                result = error
+            except DecodeError:
+                result = MALFORMED_REQUEST
+            if want_results:
+                results.append(result)
+        return results
+
+    def _apply_one(self, kind: int, request: Message, want: bool) -> Result:
+        if isinstance(request, rpc_pb2.PutRequest):
+            return self._apply_put(request, want)
+        if isinstance(request, rpc_pb2.TxnRequest):
+            return self._apply_txn(request, want)
+        if isinstance(request, rpc_pb2.DeleteRangeRequest):
+            return self._apply_delete(request, want)
+        if isinstance(request, rpc_pb2.CompactionRequest):
+            return self._apply_compact(request)
+        if isinstance(request, rpc_pb2.Member):
+            return self._apply_member(request)
+        raise CommandError(f"a {type(request).__name__} was handed in for a command of kind {kind}")
+
+    def _apply_put(self, request: rpc_pb2.PutRequest, want: bool) -> bytes:
+        mvcc = self.mvcc
+        if request.lease and request.lease not in self.leases:
+            raise LEASE_NOT_FOUND
+        if (request.ignore_value or request.ignore_lease) and self._view.numbers(request.key) is None:
+            raise KEY_NOT_FOUND
+        prev = mvcc.newest(request.key) if want and request.prev_kv else None
+        mvcc.begin()
+        put_in_revision(mvcc, request)
+        header = self._header.field(mvcc.end())
+        return header if prev is None else header + encode_field(b"\x12", prev)
+
+    def _apply_delete(self, request: rpc_pb2.DeleteRangeRequest, want: bool) -> bytes:
+        mvcc = self.mvcc
+        mvcc.begin()
+        deleted, prev = delete_in_revision(mvcc, request, want and request.prev_kv)
+        return delete_response(self._header.field(mvcc.end()), deleted, prev)
+
+    def _apply_txn(self, request: rpc_pb2.TxnRequest, want: bool) -> bytes:
+        mvcc, view = self.mvcc, self._view
+        self.txns_total += 1
+        path = Path(request, view)
+        check_puts(path, view, self.leases)
+        check_ranges(path, mvcc.revision, mvcc.compact_revision)
+        mvcc.begin()
+        responses = apply_path(path, mvcc, view, want)
+        revision = mvcc.end()
+        return txn_response(self._header.field(revision), path.succeeded, responses) if want else b""
+
+    def _apply_compact(self, request: rpc_pb2.CompactionRequest) -> Result:
+        mvcc = self.mvcc
+        if request.revision <= mvcc.compact_revision:
+            raise COMPACTED
+        if request.revision > mvcc.revision:
+            raise FUTURE_REVISION
+        mvcc.compact_revision = request.revision
+        mvcc.chunk.meta[REVISION_KEY] = REVISIONS.pack(mvcc.revision, mvcc.compact_revision)
+        if self._sweep:
+            self._sweep |= mvcc.index.versioned
+        else:
+            self._sweep = mvcc.index.versioned
+        mvcc.index.versioned = set()
+        self._purge_done_at = None
+        response = self._header.field(mvcc.revision)
+        if not request.physical:
+            return response
+        waiting = PendingCompaction(request.revision, response)
+        self._waiting_compactions.append(waiting)
+        return waiting
+
+    def _apply_member(self, request: rpc_pb2.Member) -> bytes:
+        attributes = request.SerializeToString(deterministic=True)
+        self.members[request.ID] = attributes
+        self.mvcc.chunk.members[request.ID] = attributes
+        return b""
+
+    # Compaction's slow half.
+
+    def background(self, keys: int = SWEEP_KEYS) -> bool:
+        """Does a slice of compaction: forgets unreachable records of some keys.  Whether more could be done at once."""
+        mvcc, sweep = self.mvcc, self._sweep
+        if not sweep:
+            if self._waiting_compactions and self._purge_done_at is None:
+                self._purge_done_at = self._chunks_added
+            return False
+        compact = mvcc.compact_revision
+        lowest = self._pins.lowest()
+        if lowest is not None and lowest < compact:
+            return False
+        with mvcc.lock:
+            chunk = Chunk(self.applied_index, self.applied_term, record_id(mvcc.revision + 1))
+            compact_key = mvcc.index.compact_key
+            for _ in range(min(keys, len(sweep))):
+                chunk.deletes += compact_key(sweep.pop(), compact)
+            if chunk.deletes:
+                self.compacted_keys_total += len(chunk.deletes)
+                self._add_chunk(chunk)
+        if not sweep:
+            self._purge_done_at = self._chunks_added
+        return bool(sweep)
+
+    @property
+    def compacting(self) -> bool:
+        """Whether `background` has work (it may have to wait for reads in progress)."""
+        return bool(self._sweep)
+
+    def finished_compactions(self) -> list[PendingCompaction]:
+        """Physical compactions whose purge is committed, each returned once."""
+        if not self._waiting_compactions or self._sweep:
+            return []
+        if self._purge_done_at is None:
+            self._purge_done_at = self._chunks_added
+        if self.backend.chunks_committed < self._purge_done_at:
+            return []
+        done, self._waiting_compactions = self._waiting_compactions, []
+        return done
+
+    # Reading.
+
+    def start_range(self, request: rpc_pb2.RangeRequest) -> bytes | ColdRead:
+        """A range of the applied state: the encoded response, or a read for a worker.  Raises `EtcdError` as an
+        answer.
+        """
+        mvcc = self.mvcc
+        self.ranges_total += 1
+        current = mvcc.revision
+        revision = resolve_revision(request.revision, current, mvcc.compact_revision)
+        header = self._header.field(current)
+        key = request.key
+        end = interval_end(request.range_end, key)
+        total = None
+        with mvcc.lock:
+            index = mvcc.index
+            if revision == current and end != key + b"\0":
+                total = index.live.count(key, end)
+                if request.count_only:
+                    return count_response(header, total)
+            limit = scan_limit(request)
+            if end == key + b"\0" or (total is not None and min(total, limit or total) <= INLINE_KEYS):
+                pairs, total = rows_at(mvcc, key, end, revision, limit)
+                if request.count_only:
+                    return count_response(header, total)
+                records = []
+                size = 0
+                for k, rid in pairs:
+                    record = mvcc.hot(k, rid)
+                    if record is None or size > INLINE_BYTES:
+                        break
+                    size += len(record)
+                    records.append(record)
+                else:
+                    return range_response(request, header, records, total)
+        view = PinnedView(mvcc, current)
+        if total is not None:
+            view.remember_total(key, end, total)
+        compacted = mvcc.compact_revision
+        return ColdRead(self._pins, revision, lambda: range_body(request, header, view, compacted))
+
+    def start_txn(self, request: rpc_pb2.TxnRequest) -> ColdRead:
+        """A read-only transaction (`validate.is_read_only`) of the applied state, for a worker or to be run at once."""
+        if not is_read_only(request):
+            raise ValueError("a transaction that writes must go through the log")
+        mvcc = self.mvcc
+        self.txns_total += 1
+        current, compacted = mvcc.revision, mvcc.compact_revision
+        header = self._header.field(current)
+        asked = [op.request_range.revision for branch in (request.success, request.failure) for op in branch]
+        lowest = min((revision for revision in asked if compacted <= revision and revision > 0), default=current)
+        view = PinnedView(mvcc, current)
+        return ColdRead(self._pins, min(lowest, current), lambda: read_only_txn(request, header, view, compacted))
+
+    def start_hash(self, revision: int = 0) -> ColdRead:
+        """HashKV at a revision (0: the newest), for a worker.  Raises `EtcdError` as an answer."""
+        mvcc = self.mvcc
+        current, compacted = mvcc.revision, mvcc.compact_revision
+        revision = resolve_revision(revision, current, compacted)
+        header = self._header.field(current)
+        pinned = max(compacted, 0)
+        return ColdRead(self._pins, pinned, lambda: hash_records(mvcc, header, revision, compacted))
+
+    def metrics(self) -> dict[str, Any]:
+        """Counters and gauges, for an exporter: names end in their units, counters in `_total`."""
+        backend, mvcc = self.backend, self.mvcc
+        return {
+            "puts_total": mvcc.puts_total,
+            "deletes_total": mvcc.deletes_total,
+            "txns_total": self.txns_total,
+            "ranges_total": self.ranges_total,
+            "keys": self.keys_total,
+            "revision": mvcc.revision,
+            "compact_revision": mvcc.compact_revision,
+            "compacted_records_total": self.compacted_keys_total,
+            "cache_bytes": mvcc.cache_bytes,
+            "cache_misses_total": mvcc.cache_misses_total,
+            "buffered_bytes": backend.buffered_bytes,
+            "commits_total": backend.commits_total,
+            "db_size_bytes": backend.size_bytes,
+            "db_size_in_use_bytes": backend.size_in_use_bytes,
+            "quota_bytes": backend.quota_bytes,
+            "open_reads": len(self._pins),
+        }

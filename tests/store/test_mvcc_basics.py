@@ -1,0 +1,321 @@
+"""The store's answers, one rule at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import pytest
+from raftkv_node.pb import rpc_pb2
+from raftkv_node.store import ColdRead, PendingCompaction, Store, StoreCorrupt, StoreError, UnknownCommand, commands
+from raftkv_node.store import errors as e
+from store_driver import CLUSTER, MEMBER, TERM, Driver, batch_of
+
+RangeRequest, Compare, RequestOp = rpc_pb2.RangeRequest, rpc_pb2.Compare, rpc_pb2.RequestOp
+
+
+def put_op(key: bytes, value: bytes = b"", **more: object) -> RequestOp:
+    return RequestOp(request_put=rpc_pb2.PutRequest(key=key, value=value, **more))  # type: ignore[arg-type]
+
+
+def range_op(key: bytes, **more: object) -> RequestOp:
+    return RequestOp(request_range=RangeRequest(key=key, **more))  # type: ignore[arg-type]
+
+
+def delete_op(key: bytes, range_end: bytes = b"", **more: object) -> RequestOp:
+    return RequestOp(
+        request_delete_range=rpc_pb2.DeleteRangeRequest(key=key, range_end=range_end, **more)  # type: ignore[arg-type]
+    )
+
+
+def test_revisions_versions_and_headers(driver: Driver) -> None:
+    assert driver.store.revision == 1
+    first = driver.put(b"k", b"1")
+    assert (first.header.cluster_id, first.header.member_id, first.header.raft_term) == (CLUSTER, MEMBER, TERM)
+    assert first.header.revision == 2
+    driver.put(b"k", b"2")
+    kv = driver.range(b"k").kvs[0]
+    assert (kv.create_revision, kv.mod_revision, kv.version, kv.value) == (2, 3, 2, b"2")
+    deleted = driver.delete(b"k", prev_kv=True)
+    assert deleted.deleted == 1 and deleted.prev_kvs[0].value == b"2" and deleted.header.revision == 4
+    assert driver.delete(b"k").header.revision == 4, "a delete of nothing makes no revision"
+    driver.put(b"k", b"3")
+    kv = driver.range(b"k").kvs[0]
+    assert (kv.create_revision, kv.mod_revision, kv.version) == (5, 5, 1)
+    assert driver.range(b"k", revision=3).kvs[0].value == b"2"
+    assert driver.range(b"k", revision=3).header.revision == 5
+    assert not driver.range(b"k", revision=4).kvs
+    assert driver.range(b"k", revision=6) == e.FUTURE_REVISION
+
+
+def test_put_options(driver: Driver) -> None:
+    assert driver.put(b"k", ignore_value=True) == e.KEY_NOT_FOUND
+    assert driver.put(b"k", lease=7) == e.LEASE_NOT_FOUND
+    driver.put(b"k", b"v")
+    answer = driver.put(b"k", ignore_value=True, prev_kv=True)
+    assert answer.prev_kv.value == b"v" and answer.prev_kv.version == 1
+    kv = driver.range(b"k").kvs[0]
+    assert (kv.value, kv.version) == (b"v", 2)
+    assert driver.put(b"other", b"x", prev_kv=True).HasField("prev_kv") is False
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 16383, 16384, 2_097_151, 2_097_152])
+def test_values_and_keys_of_all_encoded_lengths(driver: Driver, size: int) -> None:
+    for key in (b"a", b"k" * 126, b"k" * 127, b"k" * 128, b"k" * 300):
+        driver.put(key, b"v" * size)
+        kv = driver.range(key).kvs[0]
+        assert kv.key == key and kv.value == b"v" * size
+    driver.commit()
+    again = driver.reopen()
+    for key in (b"a", b"k" * 126, b"k" * 127, b"k" * 128, b"k" * 300):
+        assert again.range(key).kvs[0].value == b"v" * size
+    again.close()
+
+
+def test_txn_sees_its_writes_and_takes_one_revision(driver: Driver) -> None:
+    driver.put(b"a", b"0")
+    answer = driver.txn(
+        rpc_pb2.TxnRequest(
+            compare=[Compare(key=b"a", target=Compare.VERSION, version=1)],
+            success=[
+                range_op(b"a", range_end=b"z"),
+                put_op(b"b", b"1", prev_kv=True),
+                range_op(b"a", range_end=b"z"),
+                delete_op(b"a", prev_kv=True),
+                range_op(b"a", range_end=b"z"),
+            ],
+        )
+    )
+    assert answer.succeeded and answer.header.revision == 3
+    before, put, between, deleted, after = answer.responses
+    assert [kv.key for kv in before.response_range.kvs] == [b"a"] and before.response_range.header.revision == 2
+    assert put.response_put.header.revision == 3 and not put.response_put.header.cluster_id
+    assert [kv.key for kv in between.response_range.kvs] == [b"a", b"b"]
+    assert deleted.response_delete_range.prev_kvs[0].value == b"0"
+    assert [kv.key for kv in after.response_range.kvs] == [b"b"] and after.response_range.header.revision == 3
+    assert driver.range(b"b").kvs[0].mod_revision == 3
+    assert driver.txn(rpc_pb2.TxnRequest(failure=[put_op(b"c")])).header.revision == 3
+
+
+def test_compares_of_a_missing_key(driver: Driver) -> None:
+    for target, field in (
+        (Compare.VERSION, "version"),
+        (Compare.CREATE, "create_revision"),
+        (Compare.MOD, "mod_revision"),
+    ):
+        assert driver.txn(rpc_pb2.TxnRequest(compare=[Compare(key=b"x", target=target, **{field: 0})])).succeeded
+    lease = Compare(key=b"x", target=Compare.LEASE, lease=0)
+    assert driver.txn(rpc_pb2.TxnRequest(compare=[lease])).succeeded
+    for result in (Compare.EQUAL, Compare.NOT_EQUAL, Compare.LESS, Compare.GREATER):
+        value = Compare(key=b"x", target=Compare.VALUE, result=result, value=b"")
+        assert not driver.txn(rpc_pb2.TxnRequest(compare=[value])).succeeded
+
+
+def test_nested_compares_come_before_all_writes(driver: Driver) -> None:
+    nested = rpc_pb2.TxnRequest(
+        compare=[Compare(key=b"a", target=Compare.VERSION, version=0)],
+        success=[put_op(b"then")],
+        failure=[put_op(b"else")],
+    )
+    answer = driver.txn(rpc_pb2.TxnRequest(success=[put_op(b"a"), RequestOp(request_txn=nested)]))
+    inner = answer.responses[1].response_txn
+    assert inner.succeeded and inner.HasField("header") and inner.header.revision == 0
+    assert driver.range(b"then").count == 1 and driver.range(b"else").count == 0
+
+
+def test_a_txn_that_cannot_be_done_changes_nothing(driver: Driver) -> None:
+    driver.put(b"a", b"1")
+    bad = [
+        ([put_op(b"b"), put_op(b"c", lease=9)], e.LEASE_NOT_FOUND),
+        ([put_op(b"b"), put_op(b"c", ignore_value=True)], e.KEY_NOT_FOUND),
+        ([put_op(b"b"), range_op(b"a", revision=99)], e.FUTURE_REVISION),
+        ([put_op(b"b"), range_op(b"a", revision=-1)], e.COMPACTED),
+    ]
+    for ops, error in bad:
+        assert driver.txn(rpc_pb2.TxnRequest(success=ops)) == error
+    assert driver.store.revision == 2 and driver.range(b"b").count == 0
+
+
+def test_compaction(driver: Driver) -> None:
+    for value in (b"1", b"2", b"3"):
+        driver.put(b"k", value)
+    driver.delete(b"k")
+    driver.put(b"other", b"x")
+    assert driver.compact(7) == e.FUTURE_REVISION
+    assert driver.compact(3).header.revision == 6
+    assert driver.compact(3) == e.COMPACTED
+    assert driver.range(b"k", revision=2) == e.COMPACTED
+    assert driver.range(b"k", revision=3).kvs[0].value == b"2", "reading at the compacted revision is allowed"
+    waiting = driver.compact(6, physical=True)
+    assert isinstance(waiting, PendingCompaction)
+    assert driver.store.finished_compactions() == []
+    driver.sweep()
+    assert driver.store.finished_compactions() == []
+    driver.commit()
+    assert driver.store.finished_compactions() == [waiting]
+    assert driver.store.finished_compactions() == []
+    with driver.store.backend.all_records() as records:
+        assert len(list(records)) == 1, "only the newest record of the one live key is left"
+    assert driver.store.mvcc.index.entries.keys() == {b"other"}
+
+
+def test_a_range_stops_at_its_limit_and_counts_on(driver: Driver) -> None:
+    for n in range(10):
+        driver.put(b"k%d" % n)
+    answer = driver.range(b"k", b"l", limit=4)
+    assert len(answer.kvs) == 4 and answer.more and answer.count == 10
+    answer = driver.range(b"k4", b"\0", count_only=True)
+    assert answer.count == 6 and not answer.kvs
+    assert driver.range(b"\0", b"\0", keys_only=True).count == 10
+
+
+def test_restart_keeps_what_was_committed(driver: Driver) -> None:
+    driver.put(b"a", b"1")
+    driver.store.apply_configuration(2, TERM, b"members")
+    driver.apply(rpc_pb2.Member(ID=5, name="n5", clientURLs=["http://x"]))
+    driver.put(b"a", b"2")
+    driver.commit(3)
+    driver.put(b"a", b"3")
+    again = driver.reopen()
+    store = again.store
+    assert (store.applied_index, store.applied_term, store.revision) == (3, TERM, 2)
+    assert (store.configuration, store.configuration_index) == (b"members", 2)
+    assert rpc_pb2.Member.FromString(store.members[5]).name == "n5"
+    assert again.range(b"a").kvs[0].value == b"1"
+    store.apply_configuration(4, TERM, b"fewer", removed_members=[5])
+    again.commit()
+    once_more = again.reopen()
+    assert once_more.store.members == {} and once_more.store.configuration == b"fewer"
+    once_more.close()
+
+
+def test_d14_a_commit_never_passes_the_durable_index(driver: Driver) -> None:
+    for n in range(5):
+        driver.put(b"k%d" % n)
+    driver.store.set_durable_index(2)
+    driver.store.backend.commit_now()
+    assert driver.store.committed_index == 2
+    assert not driver.store.backend.commit_now()
+    assert driver.reopen().store.revision == 3
+
+
+def test_entries_must_follow_each_other(driver: Driver) -> None:
+    driver.put(b"a")
+    for index, term in ((1, TERM), (3, TERM), (2, TERM - 1)):
+        with pytest.raises(StoreError, match="does not follow"):
+            driver.store.apply_empty(index, term)
+
+
+def test_d16_an_unknown_command_stops_before_any_effect(driver: Driver) -> None:
+    batch = batch_of(rpc_pb2.PutRequest(key=b"a", value=b"b"), rpc_pb2.PutRequest(key=b"c"))
+    newer = commands.Batch(1, 1, bytes([commands.PUT, 99]), batch.payloads)
+    with pytest.raises(UnknownCommand, match="99"):
+        driver.store.apply(1, TERM, newer)
+    assert driver.store.applied_index == 0 and driver.range(b"a").count == 0
+
+
+def test_d15_a_failed_commit_is_latched(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.put(b"a")
+    driver.store.set_durable_index(1)
+    calls = []
+
+    def fail(chunks: object) -> None:
+        calls.append(chunks)
+        raise lmdb.Error("Input/output error")
+
+    monkeypatch.setattr(driver.store.backend, "_write", fail)
+    assert not driver.store.backend.commit_now()
+    monkeypatch.undo()
+    assert not driver.store.backend.commit_now(), "not retried"
+    assert len(calls) == 1 and isinstance(driver.store.failed, lmdb.Error)
+    with pytest.raises(StoreError, match="backend failed"):
+        driver.put(b"b")
+
+
+def test_values_outside_the_cache_are_read_by_a_worker(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver(value_cache_bytes=2000)
+    for n in range(100):
+        driver.put(b"k%03d" % n, b"v" * 200)
+    driver.commit()
+    cold = driver.store.start_range(RangeRequest(key=b"k000"))
+    assert isinstance(cold, ColdRead)
+    driver.put(b"k000", b"new")
+    answers: list[bytes] = []
+    worker = threading.Thread(target=lambda: answers.append(cold.run()))
+    worker.start()
+    worker.join()
+    answer = rpc_pb2.RangeResponse.FromString(answers[0])
+    assert answer.kvs[0].value == b"v" * 200 and answer.header.revision == 101, "as of the moment it was asked"
+    assert isinstance(driver.store.start_range(RangeRequest(key=b"k000")), bytes)
+
+
+def test_a_read_in_progress_holds_compaction_back(driver: Driver) -> None:
+    for n in range(600):
+        driver.put(b"k%03d" % n, b"1")
+    cold = driver.store.start_range(RangeRequest(key=b"k", range_end=b"l"))
+    assert isinstance(cold, ColdRead)
+    for n in range(600):
+        driver.put(b"k%03d" % n, b"2")
+    driver.compact(driver.store.revision)
+    driver.sweep()
+    driver.commit()
+    assert driver.store.compacting
+    answer = rpc_pb2.RangeResponse.FromString(cold.run())
+    assert answer.count == 600 and {kv.value for kv in answer.kvs} == {b"1"}
+    driver.sweep()
+    assert not driver.store.compacting
+
+
+def test_the_backend_thread_commits_by_itself(tmp_path: Path) -> None:
+    committed = threading.Event()
+    indexes: list[int] = []
+
+    def on_commit(index: int) -> None:
+        indexes.append(index)
+        committed.set()
+
+    store = Store.open(tmp_path / "s", commit_interval_seconds=0.001, on_commit=on_commit)
+    store.apply(1, 1, batch_of(rpc_pb2.PutRequest(key=b"a", value=b"b")))
+    store.set_durable_index(1)
+    assert committed.wait(30)
+    store.apply(2, 1, batch_of(rpc_pb2.PutRequest(key=b"a", value=b"c")))
+    store.set_durable_index(2)
+    store.close()
+    assert indexes[0] == 1 and indexes[-1] == 2
+    again = Store.open(tmp_path / "s", start_thread=False)
+    assert again.applied_index == 2
+    again.close()
+
+
+def test_a_foreign_format_version_is_refused(driver: Driver) -> None:
+    driver.put(b"a")
+    driver.commit()
+    backend = driver.store.backend
+    with backend.env.begin(write=True) as txn:
+        txn.put(b"version", (2).to_bytes(4, "big"), db=backend.meta)
+    driver.crash()
+    with pytest.raises(StoreError, match="format version 2; this node reads version 1"):
+        Driver(driver.path)
+
+
+def test_garbage_is_refused(tmp_path: Path, driver: Driver) -> None:
+    folder = tmp_path / "garbage"
+    folder.mkdir()
+    (folder / "data.mdb").write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreError):
+        Driver(folder)
+    driver.put(b"a", b"b")
+    driver.commit()
+    backend = driver.store.backend
+    with backend.env.begin(write=True) as txn:
+        txn.put(bytes(7) + b"\x02" + bytes(4), b"\xff\xff", db=backend.revisions)
+    with pytest.raises(StoreCorrupt, match="record"):
+        driver.reopen()
+
+
+def test_a_path_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be made"):
+        Store.open(tmp_path / "file" / "store")
