@@ -1,0 +1,205 @@
+"""What an acknowledged write survives, found out from the machine and never overstated (D12).
+
+`power`: power loss. A mapping that the file system granted with MAP_SYNC, on memory whose region names a persistence
+domain; or a disk's fdatasync. `kernel`: a kernel crash or warm reboot. Emulated persistent memory: MAP_SYNC is granted,
+but the region names no persistence domain. `process`: the end of the process only. tmpfs, and every ordinary file.
+
+A log is as durable as the weaker of its ring and its disk, since what was drained is given up by the ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from raftkv_node._engine import probe_dax, probe_flush, probe_map_sync
+
+PROBE_BYTES = 4096
+VOLATILE_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+POWER_DOMAINS = frozenset({"memory_controller", "cpu_cache"})
+
+#: struct fsuuid2 {u8 len; u8 uuid[16]}: _IOR(0x15, 0, ...), Linux 6.9 on, any file system.
+_FS_IOC_GETFSUUID = 0x80111500
+#: struct fsuuid {u32 len; u32 flags; u8 uuid[]}: _IOR('f', 44, ...), ext4.
+_EXT4_IOC_GETFSUUID = 0x8008662C
+
+
+class Level(StrEnum):
+    PROCESS = "process"
+    KERNEL = "kernel"
+    POWER = "power"
+
+    @property
+    def rank(self) -> int:
+        return list(Level).index(self)
+
+
+class Medium(StrEnum):
+    #: A ring in DAX-mapped memory.
+    PMEM = "pmem"
+    #: A ring in an ordinary mapped file.
+    FILE = "file"
+    #: No ring: the segments are the log.
+    DISK = "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a folder's file system gives. `flush` is "auto" or "none" (caches are in the persistence domain)."""
+
+    level: Level
+    medium: Medium
+    file_system: str
+    identity: str
+    map_sync: bool = False
+    dax: bool = False
+    persistence_domain: str | None = None
+    flush: str = "auto"
+    unsafe_shutdowns: int | None = None
+
+
+class Environment:
+    """The machine as the log sees it; tests put another one in its place."""
+
+    def host(self) -> str:
+        """The Kubernetes node's name where the pod was told it, else the host's."""
+        return os.environ.get("RAFTKV_NODE_NAME") or os.environ.get("NODE_NAME") or socket.gethostname()
+
+    def boot_id(self) -> str:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def probe_ring(self, folder: Path) -> Probe:
+        """What a ring in `folder` would be worth. Makes a small file there and removes it."""
+        identity, kind = file_system_identity(folder, self.boot_id())
+        with tempfile.NamedTemporaryFile(prefix=".probe-", dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+            map_sync = probe_map_sync(file.name)
+            dax = probe_dax(file.name)
+        if not (map_sync and dax):
+            return Probe(Level.PROCESS, Medium.FILE, kind, identity, map_sync, dax)
+        regions = region_folders(folder)
+        domain = persistence_domain(regions)
+        # Only processors whose cache lines this program can write back may claim more than the process.
+        flushable = probe_flush() != "none" or domain == "cpu_cache"
+        level = Level.POWER if domain in POWER_DOMAINS else Level.KERNEL
+        return Probe(
+            level if flushable else Level.PROCESS,
+            Medium.PMEM,
+            kind,
+            identity,
+            map_sync,
+            dax,
+            domain,
+            "none" if domain == "cpu_cache" else "auto",
+            unsafe_shutdowns(regions),
+        )
+
+    def probe_disk(self, folder: Path) -> Probe:
+        """What fdatasync in `folder` is worth."""
+        identity, kind = file_system_identity(folder, self.boot_id())
+        level = Level.PROCESS if kind in VOLATILE_FILE_SYSTEMS else Level.POWER
+        return Probe(level, Medium.DISK, kind, identity)
+
+
+def mount_of(folder: Path) -> tuple[str, str, str]:
+    """Type, source and device number (major:minor) of the file system that holds `folder`, by mountinfo."""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    found = ("unknown", "", wanted)
+    with Path("/proc/self/mountinfo").open() as mounts:
+        for line in mounts:
+            before, _, after = line.partition(" - ")
+            if before.split()[2] == wanted:
+                kind, source, *_ = after.split()
+                found = (kind, source, wanted)
+    return found
+
+
+def file_system_identity(folder: Path, boot_id: str) -> tuple[str, str]:
+    """The identity of the file system that holds `folder`, and its type (D7).
+
+    A superblock's uuid where there is one. For tmpfs, which lives as long as the boot, the boot id and the device
+    number that the kernel gave its superblock (a mount id is another for each container that sees the same tmpfs).
+    Never st_dev or f_fsid of a disk: they may change at reboot. A file system without a uuid (overlay) is known by its
+    type alone: the ring's own uuid, which is in the manifest, too, tells the rest.
+    """
+    kind, source, device = mount_of(folder)
+    if kind in VOLATILE_FILE_SYSTEMS:
+        return f"{kind}:{boot_id}:{device}", kind
+    uuid = _uuid_by_ioctl(folder) or _uuid_by_udev(source)
+    return (f"uuid:{uuid}" if uuid else f"type:{kind}"), kind
+
+
+def _uuid_by_ioctl(folder: Path) -> str | None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            answer = fcntl.ioctl(fd, _FS_IOC_GETFSUUID, bytes(17))
+            if answer[0] == 16 and any(answer[1:17]):
+                return answer[1:17].hex()
+        with contextlib.suppress(OSError):
+            answer = fcntl.ioctl(fd, _EXT4_IOC_GETFSUUID, struct.pack("<II16x", 16, 0))
+            if any(answer[8:24]):
+                return answer[8:24].hex()
+    finally:
+        os.close(fd)
+    return None
+
+
+def _uuid_by_udev(source: str) -> str | None:
+    folder = Path("/dev/disk/by-uuid")
+    with contextlib.suppress(OSError):
+        device = Path(source).resolve(strict=True)
+        for link in folder.iterdir():
+            if link.resolve() == device:
+                return link.name.replace("-", "").lower()
+    return None
+
+
+def region_folders(folder: Path) -> list[Path]:
+    """The sysfs folders of the persistent-memory regions beneath the file system of `folder`, through device mapper."""
+    device = folder.stat().st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    blocks, regions = [block], []
+    while blocks:
+        here = blocks.pop()
+        slaves = here / "slaves"
+        if slaves.is_dir():
+            blocks += list(slaves.iterdir())
+        with contextlib.suppress(OSError):
+            regions += [parent for parent in here.resolve(strict=True).parents if parent.name.startswith("region")]
+    return regions
+
+
+def persistence_domain(regions: list[Path]) -> str | None:
+    """What all regions promise at power loss; the weakest counts, None if one promises nothing."""
+    domains = set()
+    for region in regions:
+        with contextlib.suppress(OSError):
+            domains.add((region / "persistence_domain").read_text().strip())
+            continue
+        domains.add("")
+    if not domains or not domains <= POWER_DOMAINS:
+        return None
+    return "memory_controller" if "memory_controller" in domains else "cpu_cache"
+
+
+def unsafe_shutdowns(regions: list[Path]) -> int | None:
+    """The sum of the regions' devices' counts of shutdowns that the platform could not finish; None if not counted."""
+    counts = []
+    for region in regions:
+        bus = region.parent
+        for name in ("nfit/dirty_shutdown", "cxl/dirty_shutdown"):
+            for file in bus.glob(f"nmem*/{name}"):
+                with contextlib.suppress(OSError, ValueError):
+                    counts.append(int(file.read_text().strip(), 0))
+    return sum(counts) if counts else None

@@ -1,0 +1,229 @@
+"""What a log does for its user, in both modes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from adr_harness import SMALL_RING_BYTES, Machine, Member, durably, entries, until
+from raftkv_node.adr import (
+    HardState,
+    Level,
+    LogFailed,
+    LogOptions,
+    Medium,
+    Owned,
+    RingFull,
+    Unusable,
+    configuration,
+    entry,
+    hard_state,
+    mark,
+    snapshot,
+)
+from raftkv_node.adr.records import MARK_USER
+from raftkv_node.adr.ringlog import RingLog
+
+
+def test_a_new_log_is_empty(either: Member) -> None:
+    log, recovered = either.open()
+    assert recovered.fresh
+    assert (recovered.first_index, recovered.last_index, recovered.entries) == (1, 0, [])
+    assert recovered.hard_state == HardState(0, 0, 0)
+    assert recovered.configuration is None
+    log.close()
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_all_that_was_durable_is_recovered(either: Member, clean: bool) -> None:
+    log, _ = either.open()
+    durably(log, [hard_state(2, 0xA1, 0), configuration(1, 1, b"members"), *entries(2, 1, 5)])
+    durably(log, [*entries(2, 6, 3), hard_state(2, 0xA1, 7), mark(MARK_USER, 2, 7, b"opened")])
+    log.close(clean=clean)
+    log, recovered = either.open()
+    assert not recovered.fresh
+    assert recovered.hard_state == HardState(2, 0xA1, 7)
+    assert recovered.configuration == (1, 1, b"members")
+    assert recovered.marks[MARK_USER] == (2, 7, b"opened")
+    assert [(found.index, found.payload) for found in recovered.entries] == [
+        (index, b"value-%d" % index) for index in range(1, 9)
+    ]
+    assert (recovered.last_index, recovered.last_term) == (8, 2)
+    log.close()
+
+
+def test_a_later_entry_supersedes_all_from_its_index_on(either: Member) -> None:
+    log, _ = either.open()
+    durably(log, entries(1, 1, 8))
+    durably(log, entries(2, 4, 2, b"new"))
+    assert log.last_index == 5
+    for _ in range(2):
+        found = log.read_entries(1, 100, 1 << 20)
+        assert [(item.index, item.term) for item in found] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)]
+        log.close(clean=False)
+        log, recovered = either.open()
+        assert recovered.last_term == 2
+    log.close()
+
+
+def test_a_gap_a_lower_term_or_a_second_vote_is_refused_and_nothing_is_written(either: Member) -> None:
+    log, _ = either.open()
+    durably(log, [hard_state(3, 1, 0), *entries(3, 1, 2)])
+    for batch in (entries(3, 4, 1), [hard_state(2, 1, 0)], [hard_state(3, 2, 0)], [entry(3, 0, 0, b"")]):
+        before = log.durable_lsn
+        with pytest.raises(ValueError):
+            log.append(batch)
+        assert log.durable_lsn == before
+    durably(log, [hard_state(4, 2, 0), *entries(4, 3, 1)])
+    log.close()
+
+
+def test_a_snapshot_replaces_the_log(either: Member) -> None:
+    log, _ = either.open()
+    durably(log, entries(1, 1, 4))
+    durably(log, [snapshot(5, 1000), *entries(5, 1001, 2)])
+    assert (log.first_index, log.last_index, log.term(1000)) == (1001, 1002, 5)
+    log.close(clean=False)
+    log, recovered = either.open()
+    assert recovered.snapshot == (5, 1000, b"")
+    assert (recovered.first_index, recovered.last_index, recovered.base_term) == (1001, 1002, 5)
+    log.close(clean=False)
+    log, recovered = either.open()
+    assert (recovered.first_index, recovered.last_index) == (1001, 1002)
+    log.close()
+
+
+def test_old_segments_are_released_and_the_rest_is_recovered(either: Member) -> None:
+    log, _ = either.open(segment_size_bytes=2048, recovered_entries_bytes=1024)
+    for first in range(1, 101, 5):
+        durably(log, [hard_state(1, 9, first - 1), *entries(1, first, 5)])
+        if isinstance(log, RingLog):
+            log.drain()
+    before = log.stats()["segments"]
+    assert before > 3
+    log.release(60)
+    until(lambda: log.stats()["segments"] < before)
+    assert 1 < log.first_index <= 60
+    assert log.read_entries(1, 10, 1 << 20) == []
+    first = log.first_index
+    assert [item.index for item in log.read_entries(first, 200, 1 << 20)] == list(range(first, 101))
+    log.close(clean=False)
+    log, recovered = either.open(recovered_entries_bytes=1024)
+    assert (recovered.first_index, recovered.last_index) == (first, 100)
+    assert recovered.hard_state == HardState(1, 9, 95)
+    assert 0 < len(recovered.entries) < 100 - first, "older entries are left on disk"
+    assert [item.index for item in log.read_entries(first, first + 3, 1 << 20)] == [first, first + 1, first + 2]
+    log.close()
+
+
+def test_an_emptied_log_knows_where_it_ends(either: Member) -> None:
+    """All entries are released: the position at the start of the segment that is left says where the log goes on."""
+    log, _ = either.open()
+    durably(log, entries(4, 1, 10))
+    log.close()
+    log, _ = either.open()
+    log.release(11)
+    if isinstance(log, RingLog):
+        log.drain()
+    durably(log, [hard_state(5, 0, 10)])
+    until(lambda: log.stats()["segments"] == 1)
+    assert (log.first_index, log.last_index, log.term(10)) == (11, 10, 4)
+    log.close()
+    log, recovered = either.open()
+    assert (recovered.first_index, recovered.last_index, recovered.last_term) == (11, 10, 4)
+    with pytest.raises(ValueError):
+        log.append(entries(5, 1, 1))
+    durably(log, entries(5, 11, 1))
+    log.close()
+
+
+def test_a_full_ring_refuses_and_goes_on_after_a_drain(member: Member) -> None:
+    log, _ = member.open()
+    assert isinstance(log, RingLog)
+    index = 1
+    with pytest.raises(RingFull):
+        while True:
+            log.append(entries(1, index, 2, bytes(500)))
+            index += 2
+    assert log.pressure() > 0.9
+    assert log.last_index == index - 1, "what did not fit has left no trace"
+    log.drain()
+    assert log.pressure() == 0.0
+    log.append(entries(1, index, 2, bytes(500)))
+    log.close(clean=False)
+    log, recovered = member.open()
+    assert recovered.last_index == index + 1
+    log.close()
+
+
+def test_the_ring_is_used_round_and_round(member: Member) -> None:
+    log, _ = member.open()
+    assert isinstance(log, RingLog)
+    for first in range(1, 301, 3):
+        log.append(entries(1, first, 3, bytes(first)))
+        if log.pressure() > 0.5:
+            log.drain()
+    assert log.durable_lsn > 3 * SMALL_RING_BYTES
+    assert len(log.read_entries(1, 301, 1 << 20)) == 300
+    log.close(clean=False)
+    log, recovered = member.open()
+    assert [len(item.payload) for item in recovered.entries][:3] == [3, 3, 3]
+    assert len(recovered.entries) == 300
+    log.close()
+
+
+def test_entries_are_read_from_ring_and_segments_alike(member: Member) -> None:
+    log, _ = member.open()
+    assert isinstance(log, RingLog)
+    log.append(entries(1, 1, 10))
+    log.drain()
+    log.append(entries(1, 11, 10))
+    assert [item.index for item in log.read_entries(5, 16, 1 << 20)] == list(range(5, 16))
+    assert len(log.read_entries(1, 21, 1)) == 1, "at least one"
+    log.close()
+
+
+def test_disk_mode_calls_back_when_durable(tmp_path: Path) -> None:
+    member = Member(tmp_path, Machine(), ring=False).make()
+    log, _ = member.open()
+    seen: list[int] = []
+    log.on_durable = seen.append
+    lsn = log.append(entries(1, 1, 3))
+    until(lambda: seen and seen[-1] >= lsn)
+    assert (log.level, log.medium) == (Level.POWER, Medium.DISK)
+    log.close()
+
+
+def test_one_owner(either: Member) -> None:
+    log, _ = either.open()
+    with pytest.raises(Owned):
+        either.open()
+    log.close()
+    log, _ = either.open()
+    log.close()
+
+
+def test_a_closed_log_takes_nothing(either: Member) -> None:
+    log, _ = either.open()
+    log.close()
+    with pytest.raises(LogFailed):
+        log.append(entries(1, 1, 1))
+
+
+def test_retiring_leaves_nothing(either: Member) -> None:
+    log, _ = either.open()
+    durably(log, entries(1, 1, 3))
+    log.retire()
+    assert [path for path in either.folder.rglob("*") if path.is_file()] == []
+    log, recovered = either.open()
+    assert recovered.fresh
+    log.close()
+
+
+def test_sizes_out_of_bounds_are_refused(member: Member) -> None:
+    limits = LogOptions(data_dir=member.data, identity=member.options().identity).adr_size_limits_bytes
+    assert limits == (4 << 20, 100 << 20)
+    for size in ((4 << 20) - 1, (100 << 20) + 1):
+        with pytest.raises(Unusable):
+            member.open(adr_size_bytes=size, adr_size_limits_bytes=limits)
+    assert list(member.data.iterdir()) == []
