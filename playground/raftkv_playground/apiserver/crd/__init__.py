@@ -1,0 +1,1 @@
+"""Custom resources: structural schemas, defaults, validation rules, and the definitions themselves."""

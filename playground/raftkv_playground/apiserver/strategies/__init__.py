@@ -1,0 +1,1 @@
+"""The rules of the built-in kinds, as far as they differ from plain storage."""
