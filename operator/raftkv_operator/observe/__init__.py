@@ -1,0 +1,1 @@
+"""What the operator sees: Kubernetes objects and the members' own words, as one typed picture of a cluster."""

@@ -1,0 +1,1 @@
+"""What the operator says: conditions, the members' list, one sentence, Events on transitions."""

@@ -1,0 +1,76 @@
+"""``decide``: the rules in their order.
+
+Theory of operation
+-------------------
+Every rule looks at the whole picture and answers with an action, with something to wait for, with a stall, or with
+nothing. The first action in the order of the rules is taken and everything is observed anew, so that no rule ever acts
+on what an earlier one has just changed. Only if no rule has an action, the first stall counts, then the first wait; and
+if there is none of them either, all is as wished. A member that cannot start therefore never keeps the others from
+being cared for.
+
+Safety rests on the conditions of the single rules, not on their order: each states what must be *seen* before its side
+effect, and each side effect is idempotent or bound to what was seen (a resourceVersion, a uid, a configuration index).
+The rules M1 to M10 they keep are those of docs/membership.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from raftkv_operator.api.types import ClusterSpec
+from raftkv_operator.decide import deletion, formation, identity, membership, upkeep
+from raftkv_operator.decide.actions import Action, Decision, Rest, Stall, Wait
+from raftkv_operator.decide.picture import Picture
+from raftkv_operator.observe.views import Observed
+
+Rule = Callable[[Picture], Action | Wait | Stall | None]
+
+RULES: Final[tuple[Rule, ...]] = (
+    upkeep.shared_objects,
+    formation.numbers,
+    upkeep.orphans,
+    upkeep.workloads,
+    membership.clean_up,
+    membership.condemn,
+    formation.bind,
+    formation.bootstrap,
+    membership.leader_stays,
+    membership.remove,
+    membership.join,
+    membership.add,
+    membership.settings,
+    formation.open_cluster,
+    upkeep.restart,
+    membership.roles_reached,
+    upkeep.all_ready,
+)
+
+
+def decide(spec: ClusterSpec, seen: Observed) -> Decision:
+    """The one next thing to do for a cluster; pure."""
+    if seen.deleting_since is not None:
+        return deletion.decide_deletion(spec, seen)
+    if spec.paused:
+        return Wait("Paused", "paused by spec.paused")
+    stalled = identity.conflict(seen)
+    if stalled is not None:
+        return stalled
+    if seen.latch is None:
+        return identity.issue(seen)
+    return first(Picture(spec, seen, seen.latch))
+
+
+def first(picture: Picture) -> Decision:
+    """The first action of the rules, else the first stall, else the first wait, else rest."""
+    stall: Stall | None = None
+    wait: Wait | None = None
+    for rule in RULES:
+        answer = rule(picture)
+        if isinstance(answer, Action):
+            return answer
+        if isinstance(answer, Stall):
+            stall = stall or answer
+        elif isinstance(answer, Wait):
+            wait = wait or answer
+    return stall or wait or Rest()
