@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,12 @@ KINDS: dict[type[Message], tuple[int, type[Message] | None]] = {
 M = TypeVar("M", bound=Message)
 
 
+def fast_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for one example of a property: in memory where that can be had, since each store syncs."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() and os.access(memory, os.W_OK) else None)
+
+
 def batch_of(*requests: Message) -> Batch:
     """A batch that went through its encoding."""
     kinds = bytes(KINDS[type(request)][0] for request in requests)
@@ -36,6 +44,7 @@ class Driver:
         self.path = path
         self.options = {"cluster_id": CLUSTER, "member_id": MEMBER, "start_thread": False, **options}
         self.store = Store.open(path, **self.options)
+        self.store.set_term(TERM)
         self.closed = False
 
     @property

@@ -598,6 +598,18 @@ class Store:
         pinned = max(compacted, 0)
         return ColdRead(self._pins, pinned, lambda: hash_records(mvcc, header, revision, compacted))
 
+    def pin(self, revision: int) -> Callable[[], None]:
+        """Keeps what reads at `revision` need from being compacted away, until the returned function is called."""
+        pins = self._pins
+        pins.add(revision)
+        pending = [revision]
+
+        def release() -> None:
+            if pending:
+                pins.release(pending.pop())
+
+        return release
+
     def metrics(self) -> dict[str, Any]:
         """Counters and gauges, for an exporter: names end in their units, counters in `_total`."""
         backend, mvcc = self.backend, self.mvcc
