@@ -1,6 +1,35 @@
+//! The transport: HTTP/2 with gRPC framing, plain HTTP/1.1, TLS, and peer links, in batches.
+//!
+//! One I/O thread ([`reactor`]) owns every socket; Python's threads meet it at two queues ([`shared`]). Python takes all
+//! that has arrived in one call and hands back lists of replies; neither side waits for the other, and the GIL is never
+//! taken by the I/O thread. The way of a unary call:
+//!
+//! ```text
+//! kernel ─ sock ─ h2 (nghttp2) ─ serve: Call in the slab ─ Inbox ═ poll ═► Python
+//! kernel ◄ sock ◄ h2 (nghttp2) ◄ serve: Call in the slab ◄ Outbox ◄ reply ═ Python
+//! ```
+//!
+//! [`client`] is a client's connection, [`serve`] what its streams mean, [`calls`] where they live; [`http1`], [`grpc`] and
+//! [`peer`] are formats; [`wheel`] has the deadlines; [`python`] is the seam itself, described in `_engine.pyi`.
+
 use pyo3::prelude::*;
 
-/// Adds this room's classes to the extension module.
-pub fn register(_m: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+mod batch;
+mod calls;
+mod client;
+mod grpc;
+mod h2;
+mod http1;
+mod peer;
+mod python;
+mod reactor;
+mod serve;
+mod shared;
+mod sock;
+mod tls;
+mod wheel;
+
+/// Adds this room's classes and constants to the extension module.
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    python::register(m)
 }

@@ -1,0 +1,693 @@
+//! The I/O thread: one loop that owns every socket.
+//!
+//! A round: wait for the kernel (or a wake-up, or a timer), read and parse what came, publish it to Python at once, then
+//! do what Python has asked meanwhile, write, and fire timers. Everything is non-blocking; names are resolved by threads
+//! of their own.
+
+use super::client::{Client, Fate};
+use super::h2::{Ops, Template};
+use super::peer::{self, Peer};
+use super::serve::{Server, World};
+use super::shared::{
+    add, lock, sub, Arena, Command, Event, Health, LinkGauge, ListenKind, Outbox, PeerTarget,
+    Shared,
+};
+use super::sock::{self, Sock};
+use super::wheel::Timer;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use rustls::pki_types::ServerName;
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The token of the waker; listeners follow, then connections.
+pub const WAKER: Token = Token(0);
+const FIRST_LISTENER: usize = 1;
+const FIRST_CONNECTION: usize = 1024;
+/// Inbound links are numbered from here; the caller's links lie below.
+pub const FIRST_INBOUND: u64 = 1 << 32;
+const SCRATCH_BYTES: usize = 64 << 10;
+/// After a failure to accept (no more file descriptors), listeners rest this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+enum Conn {
+    Client(Box<Client>),
+    Peer(Box<Peer>),
+}
+
+struct Slot {
+    conn: Conn,
+    /// Has something to write at the end of the round.
+    dirty: bool,
+}
+
+/// An outgoing link: where to, and how it stands.
+struct Link {
+    target: Arc<PeerTarget>,
+    gauge: Arc<LinkGauge>,
+    connection: Option<usize>,
+    /// Counts attempts; a timer or an answer of an earlier one means nothing.
+    attempt: u64,
+    failures: u32,
+}
+
+pub struct Reactor {
+    poll: Poll,
+    w: World,
+    template: Rc<Template>,
+    conns: slab::Slab<Slot>,
+    listeners: Vec<(TcpListener, ListenKind)>,
+    links: HashMap<u64, Link>,
+    inbound: HashMap<u64, usize>,
+    dirty: Vec<usize>,
+    /// Connections that had more to read than their turn allowed.
+    again: Vec<usize>,
+    scratch: Vec<u8>,
+    frame: Vec<u8>,
+    serial: u64,
+    next_inbound: u64,
+    random: u64,
+    draining: bool,
+    done: bool,
+}
+
+impl Reactor {
+    pub fn new(poll: Poll, w: World) -> Self {
+        let config = &w.shared.config;
+        let template = Template::new(
+            config.max_concurrent_streams,
+            config.max_header_bytes as u32,
+        );
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 1);
+        Reactor {
+            poll,
+            w,
+            template,
+            conns: slab::Slab::new(),
+            listeners: Vec::new(),
+            links: HashMap::new(),
+            inbound: HashMap::new(),
+            dirty: Vec::new(),
+            again: Vec::new(),
+            scratch: vec![0; SCRATCH_BYTES],
+            frame: Vec::new(),
+            serial: 0,
+            next_inbound: FIRST_INBOUND,
+            random: random | 1,
+            draining: false,
+            done: false,
+        }
+    }
+
+    /// Runs until shutdown.
+    pub fn run(mut self) -> std::io::Result<()> {
+        let mut events = Events::with_capacity(1024);
+        let mut outbox = Outbox::default();
+        let mut due = Vec::new();
+        while !self.done {
+            let full = self.w.shared.inbox_is_full();
+            let mut timeout = self.w.wheel.next(Instant::now());
+            if (!self.again.is_empty() && !full) || !self.w.shared.about_to_sleep() {
+                timeout = Some(Duration::ZERO);
+            }
+            if let Err(e) = self.poll.poll(&mut events, timeout) {
+                if e.kind() != ErrorKind::Interrupted {
+                    return Err(e);
+                }
+            }
+            self.w.shared.awake();
+            self.w.now = Instant::now();
+            self.read_round(&events, full);
+            self.publish();
+            self.w.shared.take_outbox(&mut outbox);
+            let mut commands = std::mem::take(&mut outbox.commands);
+            for command in commands.drain(..) {
+                self.command(command, &outbox.arena);
+            }
+            outbox.commands = commands;
+            outbox.clear();
+            self.w.wheel.advance(self.w.now, &mut due);
+            for timer in due.drain(..) {
+                self.timer(timer);
+            }
+            self.flush_dirty();
+            self.publish();
+            if self.draining
+                && !self
+                    .conns
+                    .iter()
+                    .any(|(_, slot)| matches!(slot.conn, Conn::Client(_)))
+            {
+                self.done = true;
+            }
+        }
+        self.close_all();
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        if !self.w.inbox.is_empty() {
+            self.w.shared.publish(&mut self.w.inbox);
+        }
+    }
+
+    fn read_round(&mut self, events: &Events, full: bool) {
+        let again = std::mem::take(&mut self.again);
+        for event in events {
+            match event.token() {
+                WAKER => {}
+                Token(t) if t < FIRST_CONNECTION => self.accept(t - FIRST_LISTENER),
+                Token(t) => self.connection_event(t - FIRST_CONNECTION, event, full),
+            }
+        }
+        if full {
+            self.again.extend(again);
+            return;
+        }
+        for token in again {
+            let Some(slot) = self.conns.get_mut(token) else {
+                continue;
+            };
+            let fate = match &mut slot.conn {
+                Conn::Client(client) => client.read(&mut self.w, &mut self.scratch),
+                Conn::Peer(peer) => peer_fate(peer.read(&mut self.w, &mut self.scratch)),
+            };
+            self.settle(token, fate);
+        }
+    }
+
+    fn connection_event(&mut self, token: usize, event: &mio::event::Event, full: bool) {
+        let Some(slot) = self.conns.get_mut(token) else {
+            return;
+        };
+        let mut fate = Fate::Keep;
+        match &mut slot.conn {
+            Conn::Client(client) => {
+                if event.is_read_closed() {
+                    client.hung_up();
+                }
+                if event.is_readable() && !full {
+                    fate = client.readable(&mut self.w, &mut self.scratch); // flushes, too
+                } else if event.is_writable() {
+                    fate = client.flush(&mut self.w);
+                }
+            }
+            Conn::Peer(peer) => {
+                if event.is_read_closed() {
+                    peer.hung_up();
+                }
+                if event.is_writable() && !peer.writable(&mut self.w) {
+                    fate = Fate::Close;
+                } else if event.is_readable() && !full {
+                    fate = peer_fate(peer.readable(&mut self.w, &mut self.scratch));
+                }
+            }
+        }
+        if full && event.is_readable() && fate == Fate::Keep {
+            fate = Fate::Again;
+        }
+        self.settle(token, fate);
+    }
+
+    fn settle(&mut self, token: usize, fate: Fate) {
+        match fate {
+            Fate::Keep => {}
+            Fate::Again => self.again.push(token),
+            Fate::Close => self.close(token),
+        }
+    }
+
+    fn mark_dirty(dirty: &mut Vec<usize>, token: usize, slot: &mut Slot) {
+        if !std::mem::replace(&mut slot.dirty, true) {
+            dirty.push(token);
+        }
+    }
+
+    fn flush_dirty(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for token in dirty.drain(..) {
+            let Some(slot) = self.conns.get_mut(token) else {
+                continue;
+            };
+            slot.dirty = false;
+            let fate = match &mut slot.conn {
+                Conn::Client(client) => client.flush(&mut self.w),
+                Conn::Peer(peer) => match peer.flush(&mut self.w) {
+                    true => Fate::Keep,
+                    false => Fate::Close,
+                },
+            };
+            self.settle(token, fate);
+        }
+        self.dirty = dirty;
+    }
+
+    // Connections come and go.
+
+    fn accept(&mut self, index: usize) {
+        loop {
+            let Some((listener, kind)) = self.listeners.get(index) else {
+                return;
+            };
+            match listener.accept() {
+                Ok((tcp, remote)) => {
+                    let kind = kind.clone();
+                    self.accepted(tcp, remote, kind);
+                }
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(e) => {
+                    if e.kind() != ErrorKind::WouldBlock {
+                        self.w.wheel.set(self.w.now + ACCEPT_PAUSE, Timer::Accept);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn accepted(&mut self, tcp: TcpStream, remote: SocketAddr, kind: ListenKind) {
+        let shared = self.w.shared.clone();
+        if self.conns.len() >= shared.config.max_connections {
+            return add(&shared.counters.connections_rejected, 1); // and closes it
+        }
+        let (tls, is_peer, http1_only) = match kind {
+            ListenKind::Grpc(tls) => (tls, false, false),
+            ListenKind::Http(tls) => (tls, false, true),
+            ListenKind::Peer(tls) => (tls, true, false),
+        };
+        sock::tune(&tcp, is_peer.then_some(peer::USER_TIMEOUT));
+        let tls = match tls.map(rustls::ServerConnection::new).transpose() {
+            Ok(tls) => tls.map(rustls::Connection::Server),
+            Err(_) => return add(&shared.counters.connection_errors, 1),
+        };
+        let sock = Sock::new(tcp, tls);
+        self.serial += 1;
+        let entry = self.conns.vacant_entry();
+        let token = entry.key();
+        let conn = if is_peer {
+            let link = self.next_inbound;
+            self.next_inbound += 1;
+            self.inbound.insert(link, token);
+            Conn::Peer(Box::new(Peer::inbound(
+                token,
+                self.serial,
+                link,
+                sock,
+                remote,
+                &mut self.w,
+            )))
+        } else {
+            add(&shared.counters.connections_accepted, 1);
+            let template = self.template.clone();
+            let client = Client::new(token, self.serial, sock, http1_only, template, &mut self.w);
+            Conn::Client(Box::new(client))
+        };
+        entry.insert(Slot { conn, dirty: false });
+        self.register(token);
+    }
+
+    /// Starts to watch a new connection (both directions, edge-triggered, once).
+    fn register(&mut self, token: usize) {
+        let counters = &self.w.shared.counters;
+        let (source, gauge) = match &mut self.conns[token].conn {
+            Conn::Client(client) => (client.source(), &counters.connections),
+            Conn::Peer(peer) => (peer.source(), &counters.peer_connections),
+        };
+        add(gauge, 1);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if self
+            .poll
+            .registry()
+            .register(source, Token(token + FIRST_CONNECTION), interest)
+            .is_err()
+        {
+            self.close(token);
+        }
+    }
+
+    fn close(&mut self, token: usize) {
+        let Some(mut slot) = self.conns.try_remove(token) else {
+            return;
+        };
+        let shared = self.w.shared.clone();
+        match &mut slot.conn {
+            Conn::Client(client) => {
+                let _ = self.poll.registry().deregister(client.source());
+                client.bury(&mut self.w);
+                sub(&shared.counters.connections, 1);
+            }
+            Conn::Peer(peer) => {
+                let _ = self.poll.registry().deregister(peer.source());
+                peer.bury();
+                sub(&shared.counters.peer_connections, 1);
+                let link = peer.link;
+                if peer.outbound {
+                    self.outbound_lost(link, peer.announced);
+                } else {
+                    self.inbound.remove(&link);
+                    lock(&shared.links).remove(&link);
+                    if peer.announced {
+                        self.w.inbox.push(Event::PeerInboundClosed { link });
+                    }
+                }
+            }
+        }
+    }
+
+    fn close_all(&mut self) {
+        self.links.clear(); // so that nothing reconnects
+        let tokens: Vec<_> = self.conns.iter().map(|(token, _)| token).collect();
+        for token in tokens {
+            self.close(token);
+        }
+        self.publish();
+    }
+
+    // Outgoing links.
+
+    fn outbound_lost(&mut self, id: u64, was_up: bool) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        link.connection = None;
+        if was_up {
+            link.failures = 0;
+            self.w.inbox.push(Event::PeerDown { link: id });
+        }
+        self.retry_later(id);
+    }
+
+    fn retry_later(&mut self, id: u64) {
+        let config = &self.w.shared.config;
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        link.attempt += 1;
+        let full = config
+            .peer_backoff_min
+            .saturating_mul(1 << link.failures.min(16))
+            .min(config.peer_backoff_max);
+        link.failures += 1;
+        // xorshift64: jitter needs no better
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let delay = full.mul_f64(0.5 + (self.random >> 11) as f64 / (1u64 << 54) as f64);
+        let attempt = link.attempt;
+        self.w
+            .wheel
+            .set(self.w.now + delay, Timer::Link { link: id, attempt });
+    }
+
+    /// Begins an attempt: an address is used at once, a name is resolved by a thread of its own.
+    fn attempt(&mut self, id: u64) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        link.attempt += 1;
+        let target = link.target.clone();
+        let literal = target.host.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(ip) = literal.parse::<IpAddr>() {
+            return self.connect(id, SocketAddr::new(ip, target.port));
+        }
+        let (shared, attempt) = (self.w.shared.clone(), link.attempt);
+        let resolve = move || {
+            let found = (target.host.as_str(), target.port).to_socket_addrs();
+            let addresses = found.map(Iterator::collect).unwrap_or_default();
+            let answer = Command::PeerResolved {
+                link: id,
+                attempt,
+                addresses,
+            };
+            shared.submit(|outbox| outbox.commands.push(answer));
+        };
+        let spawned = std::thread::Builder::new()
+            .name("engine-resolve".into())
+            .spawn(resolve);
+        if spawned.is_err() {
+            self.retry_later(id);
+        }
+    }
+
+    fn connect(&mut self, id: u64, address: SocketAddr) {
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let target = link.target.clone();
+        let Ok(tcp) = TcpStream::connect(address) else {
+            return self.retry_later(id);
+        };
+        sock::tune(&tcp, Some(peer::USER_TIMEOUT));
+        let tls = match &target.tls {
+            None => None,
+            Some(tls) => {
+                let host = target
+                    .host
+                    .trim_start_matches('[')
+                    .trim_end_matches(']')
+                    .to_owned();
+                let name = tls
+                    .server_name
+                    .clone()
+                    .or_else(|| ServerName::try_from(host).ok());
+                let session =
+                    name.map(|name| rustls::ClientConnection::new(tls.config.clone(), name));
+                match session {
+                    Some(Ok(session)) => Some(rustls::Connection::Client(session)),
+                    _ => return self.retry_later(id),
+                }
+            }
+        };
+        let sock = Sock::new(tcp, tls);
+        self.serial += 1;
+        let entry = self.conns.vacant_entry();
+        let token = entry.key();
+        let gauge = link.gauge.clone();
+        link.connection = Some(token);
+        let peer = Peer::outbound(
+            token,
+            self.serial,
+            id,
+            sock,
+            address,
+            gauge,
+            &target.hello,
+            &mut self.w,
+        );
+        entry.insert(Slot {
+            conn: Conn::Peer(Box::new(peer)),
+            dirty: false,
+        });
+        add(&self.w.shared.counters.peer_connects, 1);
+        self.register(token);
+    }
+
+    fn peer_token(&self, link: u64) -> Option<usize> {
+        if link >= FIRST_INBOUND {
+            return self.inbound.get(&link).copied();
+        }
+        self.links.get(&link).and_then(|link| link.connection)
+    }
+
+    fn with_peer(
+        &mut self,
+        link: u64,
+        run: impl FnOnce(&mut Peer, &mut World, &mut Vec<u8>) -> bool,
+    ) {
+        let Some(token) = self.peer_token(link) else {
+            return;
+        };
+        let Some(slot) = self.conns.get_mut(token) else {
+            return;
+        };
+        let Conn::Peer(peer) = &mut slot.conn else {
+            return;
+        };
+        if run(peer, &mut self.w, &mut self.frame) {
+            Self::mark_dirty(&mut self.dirty, token, slot);
+        } else {
+            self.close(token);
+        }
+    }
+
+    // What Python asks.
+
+    fn with_call(&mut self, id: u64, run: impl FnOnce(&mut Server<'_>, &mut Ops, usize)) {
+        self.with_client(id, |client, w, call| {
+            client.with_call(w, |server, ops| run(server, ops, call))
+        });
+    }
+
+    fn with_client(&mut self, id: u64, run: impl FnOnce(&mut Client, &mut World, usize)) {
+        let Some(call) = self.w.calls.find(id) else {
+            return;
+        };
+        let token = self.w.calls.get(call).connection;
+        let Some(slot) = self.conns.get_mut(token) else {
+            return;
+        };
+        if let Conn::Client(client) = &mut slot.conn {
+            run(client, &mut self.w, call);
+            Self::mark_dirty(&mut self.dirty, token, slot);
+        }
+    }
+
+    fn command(&mut self, command: Command, arena: &Arena) {
+        match command {
+            Command::Reply { call, message } => {
+                self.with_call(call, |s, ops, slot| s.reply(ops, slot, &message, arena))
+            }
+            Command::Finish { call, code, text } => {
+                self.with_call(call, |s, ops, slot| s.finish(ops, slot, code, &text))
+            }
+            Command::StreamSend { call, message } => {
+                self.with_call(call, |s, ops, slot| {
+                    s.stream_send(ops, slot, &message, arena)
+                });
+            }
+            Command::HttpReply { call, reply } => {
+                self.with_client(call, |client, w, slot| client.http_reply(w, slot, *reply));
+            }
+            Command::PeerSend { link, epoch, frame } => self.with_peer(link, |peer, w, scratch| {
+                if peer.epoch() == epoch {
+                    peer.send(w, &frame, arena, scratch);
+                }
+                true
+            }),
+            Command::PeerDecide { link, accept, text } => self.with_peer(link, |peer, w, _| {
+                peer.decide(accept, &text);
+                peer.resume(w)
+            }),
+            Command::PeerConnect {
+                link,
+                target,
+                gauge,
+            } => {
+                let new = Link {
+                    target,
+                    gauge,
+                    connection: None,
+                    attempt: 0,
+                    failures: 0,
+                };
+                self.links.insert(link, new);
+                self.attempt(link);
+            }
+            Command::PeerResolved {
+                link,
+                attempt,
+                addresses,
+            } => self.resolved(link, attempt, &addresses),
+            Command::PeerDisconnect { link } => {
+                let token = self.peer_token(link);
+                self.links.remove(&link); // first: so that closing does not reconnect or report
+                if let Some(token) = token {
+                    self.close(token);
+                }
+            }
+            Command::Listen { socket, kind } => self.listen(socket, kind),
+            Command::Shutdown { grace } => self.drain(grace),
+        }
+    }
+
+    fn resolved(&mut self, id: u64, attempt: u64, addresses: &[SocketAddr]) {
+        match self.links.get(&id) {
+            // One address per attempt, in turn.
+            Some(link) if link.attempt == attempt => {
+                match addresses.get(link.failures as usize % addresses.len().max(1)) {
+                    Some(address) => self.connect(id, *address),
+                    None => self.retry_later(id),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn listen(&mut self, socket: std::net::TcpListener, kind: ListenKind) {
+        let mut listener = TcpListener::from_std(socket);
+        let token = Token(FIRST_LISTENER + self.listeners.len());
+        if self
+            .poll
+            .registry()
+            .register(&mut listener, token, Interest::READABLE)
+            .is_ok()
+        {
+            self.listeners.push((listener, kind));
+            self.accept(self.listeners.len() - 1);
+        }
+    }
+
+    fn drain(&mut self, grace: Duration) {
+        self.draining = true;
+        self.listeners.clear();
+        self.w.wheel.set(self.w.now + grace, Timer::Shutdown);
+        let tokens: Vec<_> = self.conns.iter().map(|(token, _)| token).collect();
+        for token in tokens {
+            if let Conn::Client(client) = &mut self.conns[token].conn {
+                let fate = client.drain(&mut self.w);
+                self.settle(token, fate);
+            }
+        }
+    }
+
+    fn timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::Call(id) => {
+                let Some(slot) = self.w.calls.find(id) else {
+                    return;
+                };
+                match self.w.calls.get(slot).deadline {
+                    Some(at) if at <= self.w.now => {
+                        self.with_call(id, |s, ops, slot| s.deadline(ops, slot))
+                    }
+                    _ => {}
+                }
+            }
+            Timer::Connection { token, serial } => {
+                let Some(slot) = self.conns.get_mut(token) else {
+                    return;
+                };
+                let fate = match &mut slot.conn {
+                    Conn::Client(client) if client.serial == serial => client.timer(&mut self.w),
+                    Conn::Peer(peer) if peer.serial == serial && peer.timer(&self.w) => Fate::Close,
+                    _ => Fate::Keep,
+                };
+                self.settle(token, fate);
+            }
+            Timer::Link { link, attempt } => {
+                if self.links.get(&link).is_some_and(|l| l.attempt == attempt) {
+                    self.attempt(link);
+                }
+            }
+            Timer::Accept => (0..self.listeners.len()).for_each(|i| self.accept(i)),
+            Timer::Shutdown => self.done = true,
+        }
+    }
+}
+
+fn peer_fate(read: Option<bool>) -> Fate {
+    match read {
+        None => Fate::Close,
+        Some(true) => Fate::Again,
+        Some(false) => Fate::Keep,
+    }
+}
+
+/// The body of the I/O thread.
+pub fn run(poll: Poll, w: World) {
+    let shared: Arc<Shared> = w.shared.clone();
+    let outcome =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Reactor::new(poll, w).run()));
+    shared.set_health(match outcome {
+        Ok(Ok(())) => Health::Stopped,
+        _ => Health::Failed,
+    });
+}

@@ -1,0 +1,29 @@
+"""Fixtures of the engine's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from engine_harness import Harness
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Harness]]:
+    """Makes harnesses (not started) that are closed after the test."""
+    made: list[Harness] = []
+
+    def make(**options: Any) -> Harness:
+        made.append(Harness(**options))
+        return made[-1]
+
+    yield make
+    for harness in made:
+        harness.close()
+
+
+@pytest.fixture
+def server(launch: Callable[..., Harness]) -> Harness:
+    """A started engine with default bounds."""
+    return launch().start()
