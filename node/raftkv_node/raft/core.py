@@ -86,8 +86,9 @@ class Core(ABC):
         self._transferee = NO_MEMBER
         self._transfer_elapsed = 0
         self._reads = LeaderReads()
-        self._forwards_seen: dict[int, tuple[int, int]] = {}
         # everyone's
+        self._forwards_seen: dict[tuple[int, int], int] = {}
+        self._last_led_term = self.term
         self._election_elapsed = 0
         self._election_timeout = config.election_ticks
         self._votes: dict[int, bool] = {}
@@ -228,8 +229,8 @@ class Core(ABC):
         self._fail_reads(self._reads.drain_own(), ReadFailureReason.LEADER_CHANGED)
         self._progress = {}
         self._sent_to = []
-        self._forwards_seen = {}
         self._fetch_requests = []
+        self._forwards_seen = {}
         self._uncommitted_bytes = 0
 
     def _become_follower(self, term: int, leader: int) -> None:
@@ -248,8 +249,14 @@ class Core(ABC):
         self._election_timeout = ticks + self.config.random(0, ticks - 1) + self.config.election_delay_ticks
 
     def _promotable(self) -> bool:
-        """Whether this member may campaign: its vote counts, as far as its own log says."""
-        return self.configuration.is_voter(self.id)
+        """Whether this member may campaign: it votes in the configuration in force, or did in one since the last that
+        it knows to be committed.
+
+        The latter is for members that lose their vote by an entry which the remaining voters may lack: those cannot
+        win against the longer log, so somebody who has the entry must bring it to them. (Say 1, 2, 3 become 1, and 2
+        and 3 have the last entry: 1 needs a vote of theirs.) Votes count by the newest configuration all the same.
+        """
+        return any(configuration.is_voter(self.id) for _, configuration in self._configurations)
 
     # -- the log and the configurations in it ----------------------------------------------------------------
 

@@ -38,6 +38,8 @@ class Progress:
         "next",
         "probe_sent",
         "sent_commit",
+        "sent_index",
+        "sent_term",
         "state",
     )
 
@@ -54,6 +56,8 @@ class Progress:
         self.inflight_bytes = 0
         self.sent_commit = 0
         """Highest commit index sent in an append."""
+        self.sent_index = self.sent_term = 0
+        """Last entry sent, so that its term is known when it has left the leader's memory."""
         self.answered_tick = NEVER
         """Tick of the last answer of any kind."""
         self.acked_sequence = 0
@@ -112,8 +116,9 @@ class Progress:
         self.probe_sent = False
         return True
 
-    def sent(self, last_index: int, size_bytes: int) -> None:
-        """An append with entries up to `last_index` is on its way."""
+    def sent(self, last_index: int, last_term: int, size_bytes: int) -> None:
+        """An append with entries up to (last_term, last_index) is on its way."""
+        self.sent_index, self.sent_term = last_index, last_term
         if self.state == ProgressState.REPLICATE:
             self.next = last_index + 1
             self.inflight.append((last_index, size_bytes))

@@ -135,7 +135,7 @@ class Raft(Elections):
             self._send(self._refused(message, MessageType.APPEND_RESPONSE, index=message.index))
         elif message.type == MessageType.PRE_VOTE:
             self._send(self._refused(message, MessageType.PRE_VOTE_RESPONSE))
-        elif message.type == MessageType.PROPOSE:
+        elif message.type == MessageType.PROPOSE and not self._seen_forward(message):
             self._reject_proposal(message, ProposalReason.NOT_LEADER)
 
     def _hear_leader(self, message: Message) -> None:
@@ -201,7 +201,7 @@ class Raft(Elections):
 
     def _handle_propose(self, message: Message) -> None:
         """A forwarded proposal: append it, at most once, or say why not."""
-        if self.role == Role.LEADER and self._seen_forward(message):
+        if self._seen_forward(message):
             return
         try:
             self.propose(message.data)
@@ -209,12 +209,20 @@ class Raft(Elections):
             self._reject_proposal(message, error.reason)
 
     def _seen_forward(self, message: Message) -> bool:
-        """Whether the network doubled a proposal, or an earlier one arrives after a later one (then it is dropped: its
-        fate is unknown to the client, as after any loss)."""
-        incarnation, sequence = self._forwards_seen.get(message.sender, (0, 0))
-        if message.log_term == incarnation and message.sequence <= sequence:
+        """Whether a copy of a proposal may have been handled here before: then nothing must be done, nor said.
+
+        Copies come from a network that doubles. While this member leads the proposal's term it remembers the highest
+        number of each incarnation of each sender (a lower one that arrives late is taken for a copy, too). Of terms
+        that it led earlier, or may have led before it was started, it remembers nothing and drops all. Only where it
+        cannot have taken the proposal does it say no. The fate of what is dropped is unknown to the client, as after
+        any loss.
+        """
+        if self.role != Role.LEADER or message.term != self.term:
+            return message.term <= self._last_led_term
+        key = (message.sender, message.log_term)
+        if message.sequence <= self._forwards_seen.get(key, 0):
             return True
-        self._forwards_seen[message.sender] = (message.log_term, message.sequence)
+        self._forwards_seen[key] = message.sequence
         return False
 
     def _reject_proposal(self, message: Message, reason: ProposalReason) -> None:

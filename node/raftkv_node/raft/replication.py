@@ -53,13 +53,19 @@ class Replication(Core):
         wanted = progress.next <= log.last_index and not (full and progress.state == ProgressState.REPLICATE)
         if not (wanted or force or progress.state == ProgressState.PROBE or self._commit_is_news(progress)):
             return False
-        previous_term = log.term_at(progress.next - 1)
-        if previous_term == UNKNOWN_TERM:
-            self._fetch(member, progress)
+        previous_term = self._previous_term(progress)
+        if previous_term == UNKNOWN_TERM or (wanted and progress.next <= log.base_index):
+            if wanted or progress.state == ProgressState.PROBE:
+                self._fetch(member, progress)
             return False
         block = log.block(progress.next, self.config.max_append_bytes) if wanted else NO_ENTRIES
         self._send_block(member, progress, previous_term, block, quiet=not force)
         return bool(block) and progress.state == ProgressState.REPLICATE and progress.next <= log.last_index
+
+    def _previous_term(self, progress: Progress) -> int:
+        """Term of the entry before the next one to send: in memory, or sent just before; else UNKNOWN_TERM."""
+        previous = progress.next - 1
+        return progress.sent_term if progress.sent_index == previous > 0 else self._log.term_at(previous)
 
     def _commit_is_news(self, progress: Progress) -> bool:
         """Whether a member in step has not been told the commit index."""
@@ -89,7 +95,7 @@ class Replication(Core):
         )
         progress.sent_commit = self._log.committed
         if not empty:
-            progress.sent(block.items[-1].index, block.size_bytes)
+            progress.sent(block.items[-1].index, block.items[-1].term, block.size_bytes)
         elif progress.state == ProgressState.PROBE:
             progress.probe_sent = True
 
@@ -245,6 +251,8 @@ class Replication(Core):
         """Commit what a quorum has."""
         index = self._agreed_index()
         if index > self._log.committed and self._may_commit(index):
+            if self._log.term_at(index) != self.term:
+                raise InvariantViolation(Invariant.COMMIT_OWN_TERM, f"index {index} in term {self.term}")
             self._advance_commit(index)
             self._flush_needed = True
             self._after_commit()
