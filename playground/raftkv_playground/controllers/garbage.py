@@ -217,8 +217,11 @@ class GarbageCollector:
             return
         if not item["metadata"].get("ownerReferences"):
             return
+        await self._carry_out(resource, item, await self._judge(item))
+
+    async def _judge(self, item: Object) -> Verdict:
         states = {r["uid"]: await self._owner_state(r, item) for r in item["metadata"]["ownerReferences"]}
-        await self._carry_out(resource, item, judge(item, lambda reference: states[reference["uid"]]))
+        return judge(item, lambda reference: states[reference["uid"]])
 
     async def _owner_state(self, reference: Object, item: Object) -> OwnerState:
         known = self._graph.objects.get(reference["uid"])
@@ -319,9 +322,6 @@ class GarbageCollector:
             if _reference_to(dependent, uid_of(owner)).get("blockOwnerDeletion"):
                 blocking = True
             if not deleting(dependent):
-                states = {r["uid"]: await self._owner_state(r, dependent)
-                          for r in dependent["metadata"]["ownerReferences"]}  # fmt: skip
-                await self._carry_out(kind, dependent, judge(dependent, lambda r, s=states: s[r["uid"]]))  # type:
-                ignore[misc]
+                await self._carry_out(kind, dependent, await self._judge(dependent))
         if not blocking:
             await self._remove_finalizer(resource, owner, FOREGROUND)

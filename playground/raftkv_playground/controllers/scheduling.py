@@ -297,7 +297,8 @@ def _score(pod: Object, node: Object, world: World) -> float:
     for taint in node["spec"].get("taints") or []:
         if taint["effect"] == "PreferNoSchedule" and not _tolerated(pod, taint):
             score -= _PREFERENCE
-    return score - sum(other["spec"].get("nodeName") == node["metadata"]["name"] for other in world.pods)
+    name = node["metadata"]["name"]
+    return score - len([other for other in world.pods if other["spec"].get("nodeName") == name])
 
 
 class Scheduler(Controller):
