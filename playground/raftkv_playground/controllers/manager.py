@@ -18,7 +18,7 @@ from raftkv_playground.controllers.nodes import LEASE_NAMESPACE, NodeLifecycle, 
 from raftkv_playground.controllers.replicaset import ReplicaSetController
 from raftkv_playground.controllers.runtime import Controller, Informers
 from raftkv_playground.controllers.scheduling import Scheduler
-from raftkv_playground.controllers.services import AddressAllocator, EndpointsController
+from raftkv_playground.controllers.services import EndpointsController
 from raftkv_playground.controllers.statefulset import StatefulSetController
 from raftkv_playground.controllers.storage import (
     ClaimBinder,
@@ -37,7 +37,7 @@ NAMESPACES = ("default", "kube-system", "kube-public", LEASE_NAMESPACE)
 class Manager:
     """Builds the controllers over one client and runs them until cancelled."""
 
-    def __init__(self, client: ApiClient, *, volumes_dir: Path, service_block: str, ca_certificate: str) -> None:
+    def __init__(self, client: ApiClient, *, volumes_dir: Path, ca_certificate: str) -> None:
         self.client = client
         self.informers = Informers(client)
         shared = (client, self.informers)
@@ -49,7 +49,6 @@ class Manager:
             ClaimBinder(*shared, volumes_dir),
             VolumeReclaimer(*shared, volumes_dir),
             ClaimProtection(*shared),
-            AddressAllocator(*shared, service_block),
             EndpointsController(*shared),
             DisruptionController(*shared),
             NamespaceDefaults(*shared, ca_certificate),
@@ -91,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="raftkv playground controllers", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--volumes-dir", type=Path, required=True, help="where network disks are directories")
-    parser.add_argument("--service-cidr", required=True, help="loopback block for Service addresses")
     parser.add_argument("--ca-file", type=Path, required=True, help="certificate that pods shall trust")
     parser.add_argument("--log-level", default="INFO")
     options = parser.parse_args(argv)
@@ -102,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             manager = Manager(
                 client,
                 volumes_dir=options.volumes_dir,
-                service_block=options.service_cidr,
                 ca_certificate=options.ca_file.read_text(),
             )
             await end_on_signals(manager.run())

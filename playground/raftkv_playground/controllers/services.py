@@ -1,14 +1,12 @@
-"""Services: cluster addresses, Endpoints and EndpointSlices.
+"""Services: Endpoints and EndpointSlices.
 
-A ClusterIP Service gets an address from the playground's block of loopback addresses (on a cluster the API server
-does that); the kubelet's proxy listens on it. Endpoints and one EndpointSlice per Service list the pods that its
-selector matches: the ready ones (all, with ``publishNotReadyAddresses``) in Endpoints, every one with its conditions
-in the slice.
+Endpoints and one EndpointSlice per Service list the pods that its selector matches: the ready ones (all, with
+``publishNotReadyAddresses``) in Endpoints, every one with its conditions in the slice. Cluster addresses are given by
+the API server; the kubelet's proxy listens on them.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -270,45 +268,3 @@ class EndpointsController(Controller):
             except api.ApiError as error:
                 if not error.not_found:
                     raise
-
-
-def pick_address(block: ipaddress.IPv4Network, taken: set[str], preferred: str = "") -> str | None:
-    """A free address of the block; it depends on ``preferred``, so that addresses are not reused at once."""
-    size = block.num_addresses
-    start = int(name_hash(preferred, 8), 36) if preferred else 0
-    for step in range(size):
-        offset = (start + step) % size
-        if offset < 10 or offset == size - 1:
-            continue
-        address = str(block[offset])
-        if address not in taken:
-            return address
-    return None
-
-
-class AddressAllocator(Controller):
-    """Gives Services without a cluster address one of the playground's loopback addresses."""
-
-    name = "service-address-controller"
-    primary = api.SERVICES
-
-    def __init__(self, client: api.ApiClient, informers: Informers, block: str) -> None:
-        super().__init__(client, informers)
-        self._block = ipaddress.IPv4Network(block)
-
-    async def sync(self, key: Key) -> float | None:
-        service = self.store(api.SERVICES).get(key)
-        if service is None or deleting(service):
-            return None
-        spec = service["spec"]
-        if spec.get("clusterIP") or spec.get("type", "ClusterIP") == "ExternalName":
-            return None
-        taken = {item["spec"].get("clusterIP") or "" for item in self.store(api.SERVICES).values()}
-        address = pick_address(self._block, taken, uid_of(service))
-        if address is None:
-            service = {"apiVersion": "v1", "kind": "Service", **service}
-            self.events.record(service, "Warning", "AllocationFailed", f"no free address in {self._block}")
-            return 10.0
-        spec = {**spec, "clusterIP": address, "clusterIPs": [address]}
-        await self.client.replace(api.SERVICES, {**service, "spec": spec})
-        return None

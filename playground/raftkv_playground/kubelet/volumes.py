@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import os
 import shutil
 import stat
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ from raftkv_playground.objects import Object, status_of
 
 DISK_DRIVER = "disk.playground.raftkv.dev"
 TOKEN_SECONDS = 3600
-MEMORY_ROOT = Path("/dev/shm")
 
 
 class MountError(Exception):
@@ -151,14 +149,21 @@ class VolumeMounter:
     """Provides the directories of one node's pods."""
 
     def __init__(
-        self, client: ApiClient, node: str, root: NodeRoot, disks: Path, attachments: Attachments, ca_certificate: str
+        self,
+        client: ApiClient,
+        node: str,
+        root: NodeRoot,
+        *,
+        disks: Path,
+        memory: Path,
+        attachments: Attachments,
     ) -> None:
         self._client = client
         self._node = node
         self._root = root
         self._disks = disks
         self._attachments = attachments
-        self._ca_certificate = ca_certificate
+        self._memory = memory
 
     async def mount(self, context: PodContext, directory: Path) -> dict[str, str]:
         """Host paths by volume name; ``directory`` is the pod's own. Raises MountError, ApiError."""
@@ -176,7 +181,10 @@ class VolumeMounter:
             if {"configMap", "secret", "projected", "downwardAPI"} & volume.keys():
                 await self._mount(context, volume, directory / "volumes" / volume["name"])
 
-    def release(self, pod_uid: str) -> None:
+    def release(self, pod_uid: str, directory: Path) -> None:
+        """Remove what was the pod's alone, and let go of its disks."""
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(self._memory / "pods" / pod_uid, ignore_errors=True)
         self._attachments.release(pod_uid)
 
     async def _mount(self, context: PodContext, volume: Object, place: Path) -> Path:
@@ -185,7 +193,9 @@ class VolumeMounter:
         if "persistentVolumeClaim" in volume:
             return await self._claim(context, volume["persistentVolumeClaim"]["claimName"])
         if "emptyDir" in volume:
-            return await asyncio.to_thread(_empty_dir, volume["emptyDir"] or {}, place, context.pod)
+            in_memory = (volume["emptyDir"] or {}).get("medium") == "Memory"
+            uid = context.pod["metadata"]["uid"]
+            return _empty_dir(place, self._memory / "pods" / uid / volume["name"] if in_memory else None)
         if {"configMap", "secret", "projected", "downwardAPI"} & volume.keys():
             files = await self._files(context, volume)
             await asyncio.to_thread(write_files, place, files)
@@ -206,7 +216,7 @@ class VolumeMounter:
             raise
         spec = volume["spec"]
         if (disk := spec.get("csi")) and disk["driver"] == DISK_DRIVER:
-            path = self._disks / disk["volumeHandle"]
+            path = self._disks / str(disk["volumeHandle"])
             if not path.is_dir():
                 raise MountError(f"network disk {disk['volumeHandle']} is gone")
             modes = list(spec.get("accessModes") or [])
@@ -281,21 +291,8 @@ def _downward(context: PodContext, entry: Object) -> bytes:
     return resource_value(context, None, entry["resourceFieldRef"]).encode()
 
 
-def _empty_dir(source: Object, place: Path, pod: Object) -> Path:
-    """A directory that lives as long as the pod; with ``medium: Memory`` on tmpfs, behind a link."""
-    if place.is_dir():
-        return place.resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if source.get("medium") == "Memory" and os.access(MEMORY_ROOT, os.W_OK):
-        memory = MEMORY_ROOT / f"raftkv-playground-{pod['metadata']['uid']}" / place.name
-        memory.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(memory)
-        return memory
-    place.mkdir()
-    return place
-
-
-def remove_pod_directory(directory: Path, pod_uid: str) -> None:
-    """All that a pod leaves behind on its node, its memory volumes too."""
-    shutil.rmtree(directory, ignore_errors=True)
-    shutil.rmtree(MEMORY_ROOT / f"raftkv-playground-{pod_uid}", ignore_errors=True)
+def _empty_dir(place: Path, memory: Path | None) -> Path:
+    """A directory that lives as long as the pod; with ``medium: Memory`` it is ``memory``, on tmpfs."""
+    path = memory or place
+    path.mkdir(parents=True, exist_ok=True)
+    return path
