@@ -13,7 +13,6 @@ from raftkv_playground.client import ApiClient, ApiError
 from raftkv_playground.controllers.deployment import DeploymentController
 from raftkv_playground.controllers.disruption import DisruptionController
 from raftkv_playground.controllers.garbage import GarbageCollector
-from raftkv_playground.controllers.namespaces import NamespaceDefaults, NamespaceEmptier
 from raftkv_playground.controllers.nodes import LEASE_NAMESPACE, NodeLifecycle, PodGarbageCollector
 from raftkv_playground.controllers.replicaset import ReplicaSetController
 from raftkv_playground.controllers.runtime import Controller, Informers
@@ -30,14 +29,11 @@ from raftkv_playground.process import end_on_signals, log_to_stderr
 
 log = logging.getLogger(__name__)
 
-NAMESPACES = ("default", "kube-system", "kube-public", LEASE_NAMESPACE)
-"""What every cluster has from its first moment."""
-
 
 class Manager:
     """Builds the controllers over one client and runs them until cancelled."""
 
-    def __init__(self, client: ApiClient, *, volumes_dir: Path, ca_certificate: str) -> None:
+    def __init__(self, client: ApiClient, *, volumes_dir: Path) -> None:
         self.client = client
         self.informers = Informers(client)
         shared = (client, self.informers)
@@ -51,17 +47,14 @@ class Manager:
             ClaimProtection(*shared),
             EndpointsController(*shared),
             DisruptionController(*shared),
-            NamespaceDefaults(*shared, ca_certificate),
-            NamespaceEmptier(*shared),
             NodeLifecycle(*shared),
             PodGarbageCollector(*shared),
         ]
         self.garbage = GarbageCollector(client, self.informers)
 
     async def bootstrap(self) -> None:
-        """Create what every cluster has: the first namespaces and the default StorageClass."""
-        for name in NAMESPACES:
-            await self._ensure(api.NAMESPACES, {"metadata": {"name": name}})
+        """Create what a usable cluster has: the namespace of the nodes' Leases and the default StorageClass."""
+        await self._ensure(api.NAMESPACES, {"metadata": {"name": LEASE_NAMESPACE}})
         await self._ensure(api.STORAGE_CLASSES, default_storage_class())
 
     async def _ensure(self, resource: api.Resource, body: dict[str, object]) -> None:
@@ -90,18 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="raftkv playground controllers", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--volumes-dir", type=Path, required=True, help="where network disks are directories")
-    parser.add_argument("--ca-file", type=Path, required=True, help="certificate that pods shall trust")
     parser.add_argument("--log-level", default="INFO")
     options = parser.parse_args(argv)
     log_to_stderr("controllers", options.log_level)
 
     async def run() -> None:
         async with ApiClient.from_kubeconfig(options.kubeconfig, field_manager="playground-controllers") as client:
-            manager = Manager(
-                client,
-                volumes_dir=options.volumes_dir,
-                ca_certificate=options.ca_file.read_text(),
-            )
+            manager = Manager(client, volumes_dir=options.volumes_dir)
             await end_on_signals(manager.run())
 
     asyncio.run(run())

@@ -36,6 +36,7 @@ UNHEALTHY_EVENT_SECONDS = 10.0
 """The same failure of a probe is told at most this often."""
 EAGER_PERIOD_SECONDS = 0.5
 """Readiness is probed at least this often until it is reached."""
+FIRST_PROBE_SECONDS = 0.25
 START_ERROR_CODE = 128
 """Exit code of a container whose program could not be started, as container runtimes report it."""
 DEFAULT_TERMINATION_PATH = "/dev/termination-log"
@@ -148,13 +149,14 @@ class Container:
     async def _run_once(self) -> tuple[Exit, str]:
         """One start to its end: how it ended, and why it did not start, if so."""
         self._log = self.worker.logs.begin(self.name, self.state.restarts)
-        self.state.container_id = f"process://{self.worker.uid}-{self.name}-{self.state.restarts}"
+        self.state.container_id = ""
         try:
             self.plan = await self._configure()
             self._termination_file().unlink(missing_ok=True)
             self.process = Process.start(self.plan.argv, self.plan.env, self.plan.cwd, self._log.path)
         except (LookupError, OSError) as error:
             return self._start_failed(str(error.args[0] if isinstance(error, LookupError) else error))
+        self.state.container_id = f"process://{self.process.pid}"
         self.worker.event("Normal", "Created", f"Created container: {self.name}")
         self.worker.event("Normal", "Started", f"Started container {self.name} (pid {self.process.pid})")
         self.state.state = running(format_time(self.process.started))
@@ -236,7 +238,8 @@ class Container:
     async def _probe(self, kind: str, probe: Object, judge: Callable[[bool], Awaitable[None]]) -> None:
         threshold, period = probes.threshold_of(probe), probes.period_of(probe)
         clock, told_at, told = asyncio.get_running_loop().time, 0.0, ""
-        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
+        # A program that was started this moment cannot answer yet; to say so would only be noise.
+        await asyncio.sleep(max(float(probe.get("initialDelaySeconds") or 0), FIRST_PROBE_SECONDS))
         while True:
             passed, text = await probes.check(probe, self.target(), probes.timeout_of(probe))
             if not passed and not self._stopping and (text != told or clock() - told_at > UNHEALTHY_EVENT_SECONDS):

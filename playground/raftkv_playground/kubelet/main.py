@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import ipaddress
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from raftkv_playground import client as api
 from raftkv_playground.client import ApiClient, Backoff, Informer
 from raftkv_playground.events import EventRecorder
+from raftkv_playground.janitor import MARKER
 from raftkv_playground.kubelet.addresses import AddressPool
 from raftkv_playground.kubelet.container import Settings
 from raftkv_playground.kubelet.images import Image, image_map
@@ -29,6 +31,8 @@ from raftkv_playground.process import end_on_signals, log_to_stderr
 log = logging.getLogger(__name__)
 
 ZONES = "abc"
+SHUTDOWN_GRACE_SECONDS = 3.0
+"""How long pods have to end when the kubelet itself is told to."""
 PMEM_MOUNT = Path("mnt/pmem0")
 PMEM_FOLDER = "raftkv"
 
@@ -58,7 +62,7 @@ class Layout:
         return self.state / "nodes" / node / "pods"
 
     def prepare_node(self, node: str) -> None:
-        """Make a node's root with its "persistent memory": ``/mnt/pmem0``, a link to tmpfs, with a folder for RaftKV."""
+        """Make a node's root, with a folder for RaftKV on its "persistent memory" ``/mnt/pmem0`` (on tmpfs)."""
         pmem = self.memory / "nodes" / node / "pmem0"
         (pmem / PMEM_FOLDER).mkdir(parents=True, exist_ok=True)
         mount = self.root(node) / PMEM_MOUNT
@@ -126,6 +130,7 @@ class Kubelets:
                 pods_dir=self.layout.pods(node),
                 ca_certificate=self._ca_certificate,
                 allocatable=allocatable(),
+                marker=os.environ.get(MARKER, str(self.layout.state)),
             )
 
     def _find(self, namespace: str, name: str) -> PodWorker | None:
@@ -197,11 +202,17 @@ class Kubelets:
         finally:
             for informer in informers:
                 await informer.stop()
+            await self._shut_down()
             tasks = [task for _, task in self._workers.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await server.stop()
+
+    async def _shut_down(self) -> None:
+        """Pods get a short time to end by themselves, so that what they keep on disk is in order."""
+        stops = [worker.shut_down(SHUTDOWN_GRACE_SECONDS) for worker, _ in self._workers.values()]
+        await asyncio.gather(*stops, return_exceptions=True)
 
     async def _register(self, agent: NodeAgent) -> None:
         backoff = Backoff()

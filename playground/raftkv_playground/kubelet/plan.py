@@ -231,7 +231,7 @@ def plan_container(
     Raises ConfigError (what it refers to is missing) and LookupError (its command is not in the image).
     """
     env = build_env(context, container, sources, {**image.env, **base_env})
-    rewriter = Rewriter({**extra_mounts, **mounts_of(context, container, volumes, env)})
+    rewriter = Rewriter({**extra_mounts, **mounts_of(context, container, volumes, env)}, context.pod_ip)
     command = [rewriter(expand(word, env)) for word in container.get("command") or []]
     args = [rewriter(expand(word, env)) for word in container.get("args") or []]
     # What the kubelet itself put in already names host paths, which no mount path may match by chance.

@@ -14,18 +14,22 @@ from collections.abc import Mapping
 
 _BEFORE = r"(?:(?<=^)|(?<=[=,:;\s'\"]))"
 _AFTER = r"(?=$|[/,:;\s'\"])"
+_UNSPECIFIED = re.compile(r"(?:(?<![\d.])0\.0\.0\.0|\[::\])(?=$|[/,:;\s'\"])")
 
 
 class Rewriter:
-    """``mounts`` maps mount paths to host paths, both absolute."""
+    """``mounts`` maps mount paths to host paths, both absolute; ``pod_ip`` replaces the unspecified address."""
 
-    def __init__(self, mounts: Mapping[str, str]) -> None:
+    def __init__(self, mounts: Mapping[str, str], pod_ip: str = "") -> None:
+        self._pod_ip = pod_ip
         self._mounts = {path.rstrip("/"): host for path, host in mounts.items() if path.rstrip("/")}
         longest_first = sorted(self._mounts, key=len, reverse=True)
         paths = "|".join(map(re.escape, longest_first))
         self._pattern = re.compile(f"{_BEFORE}(?:{paths}){_AFTER}") if paths else None
 
     def __call__(self, value: str) -> str:
+        if self._pod_ip:
+            value = _UNSPECIFIED.sub(self._pod_ip, value)
         if self._pattern is None:
             return value
         return self._pattern.sub(lambda match: self._mounts[match[0]], value)

@@ -21,6 +21,7 @@ import yaml
 from raftkv_playground import client as api
 from raftkv_playground.client import ApiClient, ApiError, Backoff
 from raftkv_playground.events import EventRecorder
+from raftkv_playground.janitor import MARKER
 from raftkv_playground.kubelet.addresses import AddressPool
 from raftkv_playground.kubelet.container import DEFAULT_TERMINATION_PATH, Container, Settings
 from raftkv_playground.kubelet.images import Image
@@ -67,6 +68,7 @@ class NodeServices:
     pods_dir: Path
     ca_certificate: str
     allocatable: Mapping[str, str]
+    marker: str
 
 
 class PodWorker:
@@ -117,8 +119,9 @@ class PodWorker:
         self._gone.set()
         self._stop.set()
 
-    def container(self, name: str) -> Container | None:
-        return next((c for c in [*self._running, *self._sidecars] if c.name == name), None)
+    async def shut_down(self, grace_seconds: float) -> None:
+        """The node goes down: end the processes in an orderly way, and leave the object as it is."""
+        await asyncio.gather(*(container.stop(grace_seconds) for container in [*self._running, *self._sidecars]))
 
     def termination_file(self, container: Object) -> Path:
         return self.directory / "termination" / str(container["name"])
@@ -272,6 +275,7 @@ class PodWorker:
             "HOME": str(work),
             "TMPDIR": str(work),
             "HOSTNAME": str(self.pod["spec"].get("hostname") or self.name),
+            MARKER: self.kubelet.marker,
             "RAFTKV_RESOLVER": f"hosts-file:{self.kubelet.resolver.path(self.namespace)}",
         }
         path = container.get("terminationMessagePath") or DEFAULT_TERMINATION_PATH
