@@ -62,7 +62,7 @@ class WorkloadStrategy(Strategy):
         elif not match_selector(selector, labels):
             text = "`selector` does not match template `labels`"
             errors.append(invalid_value("spec.template.metadata.labels", labels, text))
-        errors += validate_pod_spec(spec["template"]["spec"], "spec.template.spec")
+        errors += validate_pod_spec(_with_claims(spec), "spec.template.spec")
         policy = spec["template"]["spec"].get("restartPolicy")
         if policy in {"Always", "OnFailure", "Never"} and policy not in self.template_restart_policies:
             at = "spec.template.spec.restartPolicy"
@@ -160,6 +160,15 @@ class DaemonSetStrategy(WorkloadStrategy):
 
     def validate_update(self, item: Object, old: Object, subresource: str) -> list[FieldError]:
         return [] if subresource == "status" else self.validate(item) + _fixed_selector(item, old)
+
+
+def _with_claims(spec: Object) -> Object:
+    """The template's pod spec as the pods get it: each volumeClaimTemplate is a volume of its name."""
+    pod: Object = spec["template"]["spec"]
+    names = [claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates") or []]
+    claims = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in names]
+    others = [volume for volume in pod.get("volumes") or [] if volume.get("name") not in names]
+    return {**pod, "volumes": [*others, *claims]} if claims else pod
 
 
 def _fixed_selector(item: Object, old: Object) -> list[FieldError]:
