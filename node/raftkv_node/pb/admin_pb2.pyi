@@ -32,7 +32,7 @@ ROLE_LEARNER: Role
 ROLE_STANDBY: Role
 
 class Identity(_message.Message):
-    __slots__ = ("cluster_id", "member_id", "number", "disk_uuid", "name", "peer_url", "client_urls", "zone")
+    __slots__ = ("cluster_id", "member_id", "number", "disk_uuid", "name", "peer_url", "client_urls", "zone", "voter_wished")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class Identity(_message.Message):
     PEER_URL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_URLS_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
+    VOTER_WISHED_FIELD_NUMBER: _ClassVar[int]
     cluster_id: int
     member_id: int
     number: int
@@ -49,7 +50,8 @@ class Identity(_message.Message):
     peer_url: str
     client_urls: _containers.RepeatedScalarFieldContainer[str]
     zone: str
-    def __init__(self, cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., number: _Optional[int] = ..., disk_uuid: _Optional[bytes] = ..., name: _Optional[str] = ..., peer_url: _Optional[str] = ..., client_urls: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ...) -> None: ...
+    voter_wished: bool
+    def __init__(self, cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., number: _Optional[int] = ..., disk_uuid: _Optional[bytes] = ..., name: _Optional[str] = ..., peer_url: _Optional[str] = ..., client_urls: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ..., voter_wished: _Optional[bool] = ...) -> None: ...
 
 class Settings(_message.Message):
     __slots__ = ("replicas", "max_voters", "promote_after_milliseconds", "leaving", "opened")

@@ -113,6 +113,10 @@ class Metrics:
         handled[code] = handled.get(code, 0) + number
 
 
+Labelled = dict[str, tuple[tuple[str, ...], Mapping[tuple[str, ...], float]]]
+"""Family name to label names, and values by label values."""
+
+
 @dataclass
 class Gauges:
     """What the node says of itself at the moment of a scrape; names are metric names."""
@@ -120,8 +124,8 @@ class Gauges:
     values: dict[str, float] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
     """Totals, named without ``_total``."""
-    labelled: dict[str, tuple[tuple[str, ...], dict[tuple[str, ...], float]]] = field(default_factory=dict)
-    labelled_counters: dict[str, tuple[tuple[str, ...], dict[tuple[str, ...], float]]] = field(default_factory=dict)
+    labelled: Labelled = field(default_factory=dict)
+    labelled_counters: Labelled = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
 
@@ -145,13 +149,10 @@ _CODES = (
 class Collector(PrometheusCollector):
     """Metric families of a node."""
 
-    def __init__(
-        self, metrics: Metrics, gauges: Callable[[], Gauges], methods: Mapping[int, MethodName], member_id: str
-    ) -> None:
+    def __init__(self, metrics: Metrics, gauges: Callable[[], Gauges], methods: Mapping[int, MethodName]) -> None:
         self._metrics = metrics
         self._gauges = gauges
         self._methods = methods
-        self._member = member_id
 
     def collect(self) -> Iterator[Metric]:
         yield from self._histograms()
@@ -249,7 +250,7 @@ def _gauge_families(gauges: Gauges) -> Iterator[Metric]:
 
 
 def _labelled(
-    families: Mapping[str, tuple[tuple[str, ...], dict[tuple[str, ...], float]]],
+    families: Labelled,
     kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
 ) -> Iterator[Metric]:
     for name, (labels, values) in families.items():

@@ -66,6 +66,14 @@ def encode_batch(origin: int, first_seq: int, kinds: bytes | Sequence[int], payl
         raise CommandError(f"a command batch that cannot be encoded: {error}") from None
 
 
+def origin_of(data: bytes) -> tuple[int, int]:
+    """(origin, first sequence) of a batch, without taking it apart.  `UnknownCommand` without a header of this version."""
+    if len(data) < _HEADER.size or data[0] != VERSION:
+        raise UnknownCommand(f"a command batch of version {data[:1].hex()}; this node knows version {VERSION}")
+    _, origin, first_seq, _ = _HEADER.unpack_from(data)
+    return origin, first_seq
+
+
 def decode_batch(data: bytes) -> Batch:
     """Takes a batch apart.  `CommandError` when the bytes are not one, to the last byte."""
     if len(data) < _HEADER.size:

@@ -1,0 +1,63 @@
+"""``raftkv``: one command with subcommands, and ``kubectl raftkv``, which is the same.
+
+``node`` belongs to this package and is known here. All others are found in the entry-point group
+``raftkv.commands`` and loaded only when they are asked for, so that starting a node never imports an operator.
+An entry point is a function that takes the arguments after its name and returns an exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+from . import __version__
+from .config import EXIT_USAGE
+
+Command = Callable[[Sequence[str]], int]
+GROUP = "raftkv.commands"
+
+
+def _node(arguments: Sequence[str]) -> int:
+    from .server.lifecycle import main as run_node
+
+    return run_node(arguments)
+
+
+def _version(_arguments: Sequence[str]) -> int:
+    print(f"raftkv {__version__}")
+    return 0
+
+
+OWN_COMMANDS: dict[str, Command] = {"node": _node, "version": _version}
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _usage() -> str:
+    names = sorted({*OWN_COMMANDS, *_installed()})
+    return f"usage: raftkv COMMAND [ARGUMENT ...]\n\ncommands: {', '.join(names)}\nraftkv COMMAND --help says more."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the subcommand; the exit code is its, or :data:`EXIT_USAGE` when there is none of that name."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else EXIT_USAGE
+    name, rest = words[0], words[1:]
+    if name == "--version":
+        name = "version"
+    command = OWN_COMMANDS.get(name)
+    if command is None and (point := _installed().get(name)) is not None:
+        command = point.load()
+    if command is None:
+        print(f"raftkv: {name!r} is not a command; see raftkv --help", file=sys.stderr)
+        return EXIT_USAGE
+    return command(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Consensus and its log in the turn: what the core asks for is persisted, sent and applied in the order of D4.
+
+With a ring an append is durable when it returns, so one turn does it all: append with one fence, send what promised
+durability, apply. In disk mode the append is handed to the log's flusher; votes and acknowledgements wait for the
+flush that covers them, and turns go on meanwhile. A hard state that differs only in its commit index waits for the next
+append (it saves work at a restart, no more).
+
+Old entries that a slow member needs are read on a worker and handed back to the turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import NamedTuple
+
+from raftkv_node._engine import RingFull
+from raftkv_node.adr import Log, Recovered, Refusal, Refused, records
+from raftkv_node.raft import (
+    Config,
+    Configuration,
+    Entry,
+    FetchRequest,
+    InitialState,
+    Message,
+    MessageType,
+    Raft,
+    Ready,
+)
+from raftkv_node.raft import HardState as RaftHardState
+from raftkv_node.server.metrics import Metrics
+from raftkv_node.server.workers import Workers
+from raftkv_node.store.store import Store
+
+WINDOW_BYTES = 16 << 20
+"""Entries kept in memory for members that lag a little; more lag is served from the log's files."""
+WINDOW_ENTRIES = 20_000
+"""The same bound in entries."""
+COMPACT_EVERY_ENTRIES = 1_000
+PRESSURE_SHRINK = 0.75
+"""D6: with the log buffer this full, entries are made smaller."""
+PRESSURE_FULL = 0.9
+"""D6: with the log buffer this full, proposals wait and appends of a leader are not taken."""
+
+
+class Fetched(NamedTuple):
+    """Old entries for a member, read on a worker."""
+
+    request: FetchRequest
+    previous_term: int
+    entries: list[Entry]
+
+
+class Replica:
+    """Drives the consensus core against log and peers."""
+
+    def __init__(
+        self,
+        raft: Raft,
+        log: Log,
+        send: Callable[[Sequence[Message]], None],
+        workers: Workers,
+        metrics: Metrics,
+    ) -> None:
+        self.raft = raft
+        self.log = log
+        self._send = send
+        self._workers = workers
+        self._metrics = metrics
+        self._lazy_hard_state: RaftHardState | None = None
+        self._unflushed: deque[tuple[int, int, Sequence[Message]]] = deque()
+        self._fetched: deque[Fetched | int] = deque()
+        self._blocked: Ready | None = None
+        self.committed: deque[tuple[Entry, float]] = deque()
+        """Entries to apply, in order, and when they were known to be committed."""
+        self.acknowledged_index = 0
+        """Highest index of the own log that another member has acknowledged."""
+
+    # -- input --------------------------------------------------------------------------------------------------------
+
+    def step(self, messages: Sequence[Message]) -> None:
+        """Give the core the messages of this turn; remember whose acknowledgement completed a quorum."""
+        raft = self.raft
+        full = self.log.pressure() >= PRESSURE_FULL
+        for message in messages:
+            before = raft.commit_index
+            if message.type == MessageType.APPEND_RESPONSE:
+                raft.step(message)
+                if not message.reject and message.index > self.acknowledged_index:
+                    self.acknowledged_index = message.index
+                if raft.commit_index != before:
+                    completed = self._metrics.quorum_completed
+                    completed[message.sender] = completed.get(message.sender, 0) + 1
+            elif not (full and message.type == MessageType.APPEND and message.entries.items):
+                raft.step(message)
+
+    # -- output -------------------------------------------------------------------------------------------------------
+
+    def advance(self) -> list[Ready]:
+        """Work off what the core has to say; returns it for what concerns others (reads, configuration, leader)."""
+        self._take_fetched()
+        self._take_flushed()
+        raft = self.raft
+        taken: list[Ready] = []
+        if self._blocked is not None and not self._persist(self._blocked):
+            return taken
+        self._blocked = None
+        while raft.has_ready():
+            ready = raft.ready()
+            taken.append(ready)
+            if ready.messages:
+                self._send(ready.messages)
+            if ready.committed_entries:
+                now = monotonic()
+                self.committed.extend([(entry, now) for entry in ready.committed_entries])
+            for request in ready.fetch_requests:
+                self._fetch(request)
+            if not self._persist(ready):
+                self._blocked = ready
+                break
+        return taken
+
+    def _persist(self, ready: Ready) -> bool:
+        """Step 1 and 3 of the core's contract. False: the buffer is full; to be tried again when more is drained."""
+        if ready.hard_state is not None:
+            self._lazy_hard_state = ready.hard_state
+        if not ready.must_sync and not ready.configuration:
+            self._after(ready)
+            return True
+        batch = []
+        if self._lazy_hard_state is not None:
+            batch.append(records.hard_state(*self._lazy_hard_state))
+        batch += [records.entry(one.term, one.index, one.type, one.data) for one in ready.entries]
+        if ready.configuration is not None:
+            index, configuration = ready.configuration
+            batch.append(records.configuration(max(0, self.raft.term_at(index)), index, configuration.encode()))
+        started = monotonic()
+        try:
+            lsn = self.log.append(batch)
+        except RingFull:
+            return False
+        self._lazy_hard_state = None
+        self._metrics.append.add(monotonic() - started)
+        self._after(ready, lsn)
+        return True
+
+    def _after(self, ready: Ready, lsn: int = 0) -> None:
+        """Send what promises durability, once it holds; report it to the core."""
+        if not self._unflushed and self.log.durable_lsn >= lsn:
+            self._durable(ready.number, ready.messages_after_persist)
+        else:
+            self._unflushed.append((lsn, ready.number, ready.messages_after_persist))
+
+    def _take_flushed(self) -> None:
+        durable = self.log.durable_lsn
+        while self._unflushed and self._unflushed[0][0] <= durable:
+            _, number, messages = self._unflushed.popleft()
+            self._durable(number, messages)
+
+    def _durable(self, number: int, messages: Sequence[Message]) -> None:
+        if messages:
+            self._send(messages)
+        self.raft.persisted(number)
+
+    @property
+    def flush_pending(self) -> bool:
+        """Whether something waits for a flush (disk mode)."""
+        return bool(self._unflushed)
+
+    # -- applied ------------------------------------------------------------------------------------------------------
+
+    def applied(self, index: int) -> None:
+        """Report entries as applied; forget old ones in memory now and then."""
+        raft = self.raft
+        raft.applied(index)
+        base = raft.window_base_index
+        if index - base > WINDOW_ENTRIES + COMPACT_EVERY_ENTRIES:
+            raft.compact(index - WINDOW_ENTRIES)
+        elif raft.window_bytes > WINDOW_BYTES and index - base > 1:
+            raft.compact(base + (index - base + 1) // 2)
+
+    # -- old entries --------------------------------------------------------------------------------------------------
+
+    def _fetch(self, request: FetchRequest) -> None:
+        def read() -> None:
+            try:
+                self._fetched.append(self._read(request))
+            except Exception:
+                self._fetched.append(request.peer)
+                raise
+
+        self._workers.submit(read)
+
+    def _read(self, request: FetchRequest) -> Fetched:
+        first = request.first
+        wanted_from = max(1, first - 1)
+        stored = self.log.read_entries(wanted_from, self.log.last_index + 1, request.max_bytes + (1 << 16))
+        entries = [Entry(one.term, one.index, one.kind, one.payload) for one in stored]
+        previous_term = 0
+        if first > 1:
+            if not entries or entries[0].index != first - 1:
+                raise LookupError(f"entry {first - 1} is not in the log any more")
+            previous_term = entries.pop(0).term
+        if not entries:
+            raise LookupError(f"entry {first} is not in the log")
+        return Fetched(request, previous_term, entries)
+
+    def _take_fetched(self) -> None:
+        while self._fetched:
+            one = self._fetched.popleft()
+            if isinstance(one, Fetched):
+                self.raft.provide_entries(one.request.peer, one.request.first, one.previous_term, one.entries)
+            else:
+                self.raft.fetch_failed(one)
+
+
+def initial_state(recovered: Recovered, log: Log, store: Store, founding: Configuration) -> InitialState:
+    """What the core starts from: the entries above what the backend holds, and the configuration that it has applied.
+
+    Raises :class:`Refused` (*corrupt*) where the log does not reach down to the backend, or ends below it (D15).
+    """
+    base_index, base_term = store.applied_index, store.applied_term
+    last = recovered.last_index
+    entries = [Entry(one.term, one.index, one.kind, one.payload) for one in recovered.entries if one.index > base_index]
+    missing_to = entries[0].index if entries else last + 1
+    while missing_to > base_index + 1:
+        stored = log.read_entries(base_index + 1, missing_to, 1 << 62)
+        if not stored:
+            break
+        entries = [Entry(one.term, one.index, one.kind, one.payload) for one in stored] + entries
+        missing_to = entries[0].index
+    if base_index > last or [one.index for one in entries] != list(range(base_index + 1, last + 1)):
+        raise Refused(
+            Refusal.CORRUPT,
+            f"the backend has applied entry {base_index}, but the log holds {recovered.first_index} to {last}",
+        )
+    if store.configuration:
+        index, configuration = store.configuration_index, Configuration.decode(store.configuration)
+    else:
+        index, configuration = 0, founding
+    hard_state = recovered.hard_state
+    return InitialState(
+        hard_state=RaftHardState(hard_state.term, hard_state.vote, hard_state.commit),
+        base_index=base_index,
+        base_term=base_term,
+        base_configuration=configuration,
+        base_configuration_index=index,
+        entries=entries,
+        applied=base_index,
+    )
+
+
+def raft_config(
+    member_id: int,
+    election_ticks: int,
+    pre_vote: bool,
+    random: Callable[[int, int], int],
+) -> Config:
+    """The core's settings for a node. Entries may be applied before their own flush: the backend commits behind it."""
+    return Config(
+        id=member_id,
+        random=random,
+        election_ticks=election_ticks,
+        pre_vote=pre_vote,
+        apply_before_durable=True,
+    )
