@@ -67,7 +67,7 @@ def encode_batch(origin: int, first_seq: int, kinds: bytes | Sequence[int], payl
 
 
 def origin_of(data: bytes) -> tuple[int, int]:
-    """(origin, first sequence) of a batch, without taking it apart.  `UnknownCommand` without a header of this version."""
+    """(origin, first sequence) of a batch, without taking it apart.  `UnknownCommand`: not of this version."""
     if len(data) < _HEADER.size or data[0] != VERSION:
         raise UnknownCommand(f"a command batch of version {data[:1].hex()}; this node knows version {VERSION}")
     _, origin, first_seq, _ = _HEADER.unpack_from(data)
