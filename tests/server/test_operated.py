@@ -1,0 +1,240 @@
+"""A cluster as the operator makes it: Describe, Bootstrap, Join, AddMember, roles, Open, RemoveMember, Retire."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from processes import NodeProcess, channel, free_ports, wait_until
+
+from raftkv_node.pb import admin_pb2, admin_pb2_grpc, rpc_pb2, rpc_pb2_grpc
+
+CLUSTER_ID = 0xC0FFEE
+TOKEN = "secret-of-the-operator"
+
+
+class Operated(NodeProcess):
+    """An operated node and its administration API."""
+
+    number = 0
+
+    def call(self, name: str, request: Any, token: str = TOKEN) -> Any:
+        """One call of the Admin service."""
+        with channel(self.endpoint) as connection:
+            stub = admin_pb2_grpc.AdminStub(connection)
+            metadata = (("authorization", f"Bearer {token}"),)
+            return getattr(stub, name)(request, timeout=10, metadata=metadata, wait_for_ready=True)
+
+    def describe(self) -> Any:
+        return self.call("Describe", admin_pb2.DescribeRequest())
+
+    def identity(self) -> admin_pb2.Identity:
+        """What the operator would give it: ids issued, disk uuid as shown."""
+        return admin_pb2.Identity(
+            cluster_id=CLUSTER_ID,
+            member_id=0xA0 + self.number,
+            number=self.number,
+            disk_uuid=self.describe().identity.disk_uuid,
+            name=self.name,
+            peer_url=self.peer_url,
+            client_urls=[f"http://{self.endpoint}"],
+        )
+
+
+class Cluster:
+    """Some operated nodes, and changes through whichever leads."""
+
+    def __init__(self, root: Path, size: int) -> None:
+        token = root / "token"
+        token.write_text(TOKEN + "\n")
+        ports = free_ports(2 * size)
+        self.nodes: list[Operated] = []
+        for i in range(size):
+            ring = root / f"ring{i}"
+            ring.mkdir()
+            node = Operated(f"demo-{i + 1}", root / f"demo-{i + 1}", ports[2 * i], ports[2 * i + 1])
+            node.number = i + 1
+            node.arguments = [
+                *("--operated", "--number", str(i + 1), "--admin-token-file", str(token)),
+                *("--adr-path", str(ring), "--adr-size", "4Mi", "--minimum-durability", "process"),
+                *("--namespace", "default", "--cluster-name", "demo", "--host-name", f"host-{i}"),
+            ]
+            self.nodes.append(node)
+
+    def configuration(self) -> Any:
+        """The committed configuration, from the leader."""
+        for node in self.nodes:
+            if not node.running:
+                continue
+            try:
+                return node.call("GetConfiguration", admin_pb2.GetConfigurationRequest())
+            except grpc.RpcError as error:
+                assert error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAVAILABLE), error
+        return None
+
+    def change(self, name: str, **fields: Any) -> int:
+        """A change on the leader, decided on the configuration of this moment; retried while others are in flight."""
+        result: list[int] = []
+
+        def attempt() -> bool:
+            configuration = self.configuration()
+            if configuration is None or configuration.changing:
+                return False
+            leader = next(node for node in self.nodes if 0xA0 + node.number == configuration.leader_id)
+            request = getattr(admin_pb2, f"{name}Request")(decided_at_index=configuration.configuration_index, **fields)
+            try:
+                result.append(leader.call(name, request).configuration_index)
+            except grpc.RpcError as error:
+                assert error.code() in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE), error
+            return bool(result)
+
+        wait_until(name, attempt)
+        return result[0]
+
+    def settle(self, voters: set[int]) -> None:
+        """Waits until exactly these numbers vote."""
+
+        def settled() -> bool:
+            configuration = self.configuration()
+            if configuration is None or configuration.changing:
+                return False
+            voting = {one.identity.number for one in configuration.members if one.role == admin_pb2.ROLE_VOTER}
+            return voting == voters
+
+        wait_until(f"voters {sorted(voters)}", settled)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path, 3)
+    for node in made.nodes:
+        node.start()
+    yield made
+    for node in made.nodes:
+        if node.running:
+            node.kill()
+
+
+def settings(replicas: int, *, opened: bool = False, leaving: tuple[int, ...] = ()) -> admin_pb2.Settings:
+    return admin_pb2.Settings(
+        replicas=replicas, max_voters=5, promote_after_milliseconds=30_000, opened=opened, leaving=leaving
+    )
+
+
+def form(cluster: Cluster) -> None:
+    """Three voters, opened."""
+    first, *rest = cluster.nodes
+    first.call("Bootstrap", admin_pb2.BootstrapRequest(identity=first.identity(), settings=settings(3)))
+    for node in rest:
+        identity = node.identity()
+        cluster.change("AddMember", identity=identity)
+        node.call("Join", admin_pb2.JoinRequest(identity=identity, peers=[first.identity()]))
+    cluster.settle({1, 2, 3})
+    cluster.change("SetSettings", settings=settings(3, opened=True))
+
+
+def put(node: Operated, key: bytes, value: bytes) -> None:
+    with channel(node.endpoint) as connection:
+        rpc_pb2_grpc.KVStub(connection).Put(rpc_pb2.PutRequest(key=key, value=value), timeout=10)
+
+
+def test_an_empty_node_waits_and_serves_nobody(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    described = node.describe()
+    assert described.phase == admin_pb2.PHASE_WAITING
+    assert (described.identity.number, described.host, described.identity.member_id) == (1, "host-0", 0)
+    assert len(described.identity.disk_uuid) == 16
+    with pytest.raises(grpc.RpcError) as refused:
+        put(node, b"k", b"v")
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert node.get("/livez")[0] == 200
+    assert node.get("/readyz")[0] == 503
+    for token in ("", "wrong"):
+        with pytest.raises(grpc.RpcError) as unknown:
+            node.call("Describe", admin_pb2.DescribeRequest(), token)
+        assert unknown.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_an_identity_is_issued_once(cluster: Cluster) -> None:
+    """M1: idempotent for the same content, refused for any other, kept over a restart."""
+    node, other = cluster.nodes[:2]
+    identity = node.identity()
+    for wrong in (other.identity(), admin_pb2.Identity(cluster_id=1, number=1, disk_uuid=identity.disk_uuid)):
+        with pytest.raises(grpc.RpcError) as refused:
+            node.call("Bootstrap", admin_pb2.BootstrapRequest(identity=wrong, settings=settings(3)))
+        assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    request = admin_pb2.BootstrapRequest(identity=identity, settings=settings(3))
+    node.call("Bootstrap", request)
+    node.call("Bootstrap", request)
+    assert node.stop() == 0
+    node.start()
+    node.call("Bootstrap", request)
+    assert node.describe().identity.member_id == 0xA1
+    with pytest.raises(grpc.RpcError) as refused:
+        node.call("Join", admin_pb2.JoinRequest(identity=identity))
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    with pytest.raises(grpc.RpcError) as closed:
+        put(node, b"k", b"v")
+    assert closed.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert node.describe().phase == admin_pb2.PHASE_LATCHED
+
+
+def test_three_members_form_open_shrink_and_one_is_retired(cluster: Cluster) -> None:
+    """M2, M7, M8, M9, M10: the whole life of a member."""
+    form(cluster)
+    for node in cluster.nodes:
+        wait_until(f"ready {node.name}", lambda node=node: node.get("/readyz")[0] == 200)  # type: ignore[misc]
+    put(cluster.nodes[1], b"k", b"v")
+    configuration = cluster.configuration()
+    leader = next(node for node in cluster.nodes if 0xA0 + node.number == configuration.leader_id)
+    with pytest.raises(grpc.RpcError) as stale:
+        leader.call(
+            "SetSettings",
+            admin_pb2.SetSettingsRequest(
+                decided_at_index=configuration.configuration_index - 1, settings=settings(1, opened=True)
+            ),
+        )
+    assert stale.value.code() == grpc.StatusCode.ABORTED
+    leaving = [node for node in cluster.nodes if node is not leader]
+    ids = tuple(0xA0 + node.number for node in leaving)
+    cluster.change("SetSettings", settings=settings(1, opened=True, leaving=ids))
+    cluster.settle({leader.number})
+    for node in leaving:
+        index = cluster.change("RemoveMember", member_id=0xA0 + node.number)
+        node.call(
+            "Retire",
+            admin_pb2.RetireRequest(
+                cluster_id=CLUSTER_ID,
+                member_id=0xA0 + node.number,
+                disk_uuid=node.describe().identity.disk_uuid,
+                configuration_index=index,
+            ),
+        )
+        assert node.wait() == 0
+        assert not any(node.data_dir.iterdir())
+        ring = Path(node.arguments[node.arguments.index("--adr-path") + 1])
+        assert not [name for _, _, names in os.walk(ring) for name in names]
+    assert sorted(cluster.configuration().removed) == sorted(ids)
+    put(leader, b"k", b"w")
+
+
+def test_a_member_that_is_not_removed_is_not_wiped(cluster: Cluster) -> None:
+    """M10."""
+    form(cluster)
+    node = cluster.nodes[2]
+    described = node.describe()
+    request = admin_pb2.RetireRequest(
+        cluster_id=CLUSTER_ID, member_id=0xA3, disk_uuid=described.identity.disk_uuid, configuration_index=1
+    )
+    with pytest.raises(grpc.RpcError) as refused:
+        node.call("Retire", request)
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    request.cluster_deleted = True
+    request.disk_uuid = bytes(16)
+    with pytest.raises(grpc.RpcError):
+        node.call("Retire", request)
+    assert node.running
