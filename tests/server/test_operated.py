@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 from processes import NodeProcess, channel, free_ports, wait_until
-
 from raftkv_node.pb import admin_pb2, admin_pb2_grpc, rpc_pb2, rpc_pb2_grpc
 
 CLUSTER_ID = 0xC0FFEE

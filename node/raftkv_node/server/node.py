@@ -79,6 +79,7 @@ class Node:
         self._next_tick = monotonic()
         self._health_streams: dict[int, bool] = {}
         self._work_left = False
+        self._cancelled: set[int] = set()
         if identity.issued and not identity.retired:
             self._become_member()
 
@@ -170,6 +171,9 @@ class Node:
             self._unary(method, call_ids, messages, metadata, now)
         for event in batch.events:
             self._event(event, now)
+        if self._cancelled and self.member is not None:
+            self.member.writes.cancel(self._cancelled)
+        self._cancelled.clear()
         if batch.peer and self.member is not None:
             self.member.receive(batch.peer, now)
 
@@ -313,8 +317,8 @@ class Node:
                 member.watches.drained(number)
         elif kind == _engine.EV_CANCELLED:
             self._health_streams.pop(number, None)
-            if member is not None:
-                member.watches.closed(number)
+            if member is not None and not member.watches.closed(number):
+                self._cancelled.add(number)
         elif member is not None:
             member.peers.handle(event)
         elif kind == _engine.EV_PEER_INBOUND:

@@ -11,7 +11,7 @@ costs an idle one nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from raftkv_node.store.errors import (
@@ -98,6 +98,20 @@ class Writes:
             self.waiting += len(call_ids)
             self._waiting_bytes += sum(map(len, payloads))
         return refused
+
+    def cancel(self, call_ids: Collection[int]) -> None:
+        """Drop writes that nobody waits for any more and that are not proposed yet."""
+        kept: deque[tuple[int, list[int], list[bytes], float]] = deque()
+        for kind, ids, payloads, arrived in self._queue:
+            if not any(one in call_ids for one in ids):
+                kept.append((kind, ids, payloads, arrived))
+                continue
+            left = [(one, payload) for one, payload in zip(ids, payloads, strict=True) if one not in call_ids]
+            self.waiting -= len(ids) - len(left)
+            self._waiting_bytes -= sum(map(len, payloads)) - sum(len(payload) for _, payload in left)
+            if left:
+                kept.append((kind, [one for one, _ in left], [payload for _, payload in left], arrived))
+        self._queue = kept
 
     def may_propose(self) -> bool:
         """Whether something waits and the entries in flight leave room for one more."""
