@@ -91,7 +91,8 @@ class Engine:
         """Bounds, and what happens at each:
 
         max_connections: client and inbound peer connections; one more is accepted and closed at once.
-        max_concurrent_streams: calls per HTTP/2 connection, announced in SETTINGS; one more is refused.
+        max_concurrent_streams: calls per HTTP/2 connection, announced in SETTINGS; a client that opens more although
+            it has acknowledged that loses its connection.
         max_message_bytes: a larger gRPC message from a client ends its call with RESOURCE_EXHAUSTED.
         max_header_bytes: a larger header list ends the call with RESOURCE_EXHAUSTED (HTTP/1.1: 431).
         max_queued_bytes_per_connection: half-received messages plus unsent replies of one connection. Over it, new
