@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+"""The manifests beside this package in the repository."""
 PARTS = {
     "controllers": "raftkv_playground.controllers.manager",
     "kubelet": "raftkv_playground.kubelet.main",
@@ -33,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--kubeconfig", type=Path, help="where to write the kubeconfig; without it in the state folder")
     up.add_argument(
         "--apply", type=Path, action="append", default=[], metavar="PATH",
-        help="manifests to apply before the operator starts (CRD, RBAC): a file or a folder; repeatable",
+        help="manifests to apply before the operator starts; repeatable. Without any: the CRD and RBAC of the "
+        "repository's deploy folder",
     )  # fmt: skip
     up.add_argument(
         "--sample", type=Path, action="append", default=[], metavar="PATH", dest="samples",
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = part.main(words[1:])
         return code
     options = parser().parse_args(words)
+    if options.operator and not options.apply:
+        options.apply = [DEPLOY / "crd.yaml", DEPLOY / "rbac.yaml"]
     if not 1 <= options.nodes <= 9:
         parser().error("--nodes must be 1 to 9")
     missing = [str(path) for path in [*options.apply, *options.samples] if not path.exists()]

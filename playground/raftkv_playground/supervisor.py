@@ -383,7 +383,8 @@ class Supervisor:
         write_kubeconfig(path, read_kubeconfig(self.kubeconfig), "operator", secret, namespace)
         raftkv = Path(sys.executable).with_name("raftkv")
         argv = [str(raftkv), "operator", f"--kubeconfig={path}", *self.options.operator_args]
-        self.start("operator", argv, env={"KUBECONFIG": str(path)})
+        names = f"hosts-file:{self.state / 'names' / 'default.hosts'}"
+        self.start("operator", argv, env={"KUBECONFIG": str(path), "RAFTKV_RESOLVER": names})
         self.progress.say(f"the operator runs as ServiceAccount {namespace}/{name}")
 
     def _greet(self) -> None:

@@ -188,6 +188,8 @@ class Kubelets:
                 informer.start()
             await asyncio.gather(*(informer.synced.wait() for informer in informers))
             self._sweep()
+            # There from the start, for programs that are no pods (the playground's operator).
+            self._resolver.path("default")
             self._pods.add_handler(self._pod_changed)
             proxy = ServiceProxy(self._services, self._slices, EventRecorder(self.client, "kube-proxy"))
             log.info("nodes %s are ready", ", ".join(self.nodes))
