@@ -88,6 +88,7 @@ class Core(ABC):
         self._reads = LeaderReads()
         # everyone's
         self._forwards_seen: dict[tuple[int, int], int] = {}
+        self._forwards_term = 0
         self._last_led_term = self.term
         self._election_elapsed = 0
         self._election_timeout = config.election_ticks
@@ -230,7 +231,6 @@ class Core(ABC):
         self._progress = {}
         self._sent_to = []
         self._fetch_requests = []
-        self._forwards_seen = {}
         self._uncommitted_bytes = 0
 
     def _become_follower(self, term: int, leader: int) -> None:

@@ -118,7 +118,8 @@ class Elections(Membership):
         log = self._log
         uncommitted = log.slice(log.committed + 1, log.last_index, 1 << 62)
         self._uncommitted_bytes = sum(entry.size_bytes for entry in uncommitted)
-        self._last_led_term = self.term
+        self._last_led_term = self._forwards_term = self.term
+        self._forwards_seen = {}
         self._leading_since = self._tick
         self._heartbeat_elapsed = 0
         self._reads.sequence = 0

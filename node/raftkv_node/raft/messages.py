@@ -198,7 +198,7 @@ def decode_message(data: bytes) -> Message:
     )
 
 
-def _decode_entries(  # noqa: PLR0917
+def _decode_entries(
     data: bytes, offset: int, count: int, index: int, previous_term: int, term: int
 ) -> tuple[EntryBlock, int]:
     """Parse `count` entries that follow (index, previous_term) and were sent in `term`."""

@@ -211,13 +211,13 @@ class Raft(Elections):
     def _seen_forward(self, message: Message) -> bool:
         """Whether a copy of a proposal may have been handled here before: then nothing must be done, nor said.
 
-        Copies come from a network that doubles. While this member leads the proposal's term it remembers the highest
+        Copies come from a network that doubles. Of the last term that this member has led it remembers the highest
         number of each incarnation of each sender (a lower one that arrives late is taken for a copy, too). Of terms
         that it led earlier, or may have led before it was started, it remembers nothing and drops all. Only where it
         cannot have taken the proposal does it say no. The fate of what is dropped is unknown to the client, as after
         any loss.
         """
-        if self.role != Role.LEADER or message.term != self.term:
+        if message.term != self._forwards_term:
             return message.term <= self._last_led_term
         key = (message.sender, message.log_term)
         if message.sequence <= self._forwards_seen.get(key, 0):
