@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.store import PendingCompaction
+from raftkv_node.store.encoding import main_of, record_key
 from raftkv_node.store.reads import ColdRead
 from store_driver import TERM, Driver, batch_of, fast_folder
 from store_model import Model
@@ -32,7 +33,7 @@ def plain(answer: Any) -> Any:
     return answer
 
 
-moments = st.sampled_from(["", "", "", "commit", "sweep", "forget", "step", "crash"])
+moments = st.sampled_from(["", "", "", "commit", "sweep", "forget", "step", "crash", "compact", "compact"])
 
 
 class Pair:
@@ -59,6 +60,9 @@ class Pair:
             driver.sweep()
         elif moment == "step":
             driver.store.background(1)
+        elif moment == "compact":
+            self.write(rpc_pb2.CompactionRequest(revision=self.model.revision))
+            driver.sweep()
         elif moment == "forget":
             driver.store.mvcc.cache_limit_bytes, limit = 0, driver.store.mvcc.cache_limit_bytes
             driver.store.mvcc.evict()
@@ -75,6 +79,21 @@ class Pair:
     def check_all(self) -> None:
         for revision in range(max(self.model.compacted, 1), self.model.revision + 1):
             self.check(rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0", revision=revision))
+
+    def check_purged(self) -> None:
+        """A compaction of everything leaves one record for each live key, and the last revision's deletions."""
+        model = self.model
+        if model.compacted < model.revision:
+            self.write(rpc_pb2.CompactionRequest(revision=model.revision))
+        self.driver.commit()
+        self.driver.sweep()
+        self.driver.commit()
+        expected = {(kv.key, kv.mod_revision) for kv in model.history[-1].values()}
+        deleted = {kv.key for kind, kv, _ in model.changes[-1] if kind == "delete" and kv.key not in model.history[-1]}
+        with self.driver.store.backend.all_records() as records:
+            found = {(record_key(data), main_of(rid)) for rid, data in records}
+        assert found == expected | {(key, model.revision) for key in deleted}
+        assert {key for key, _ in found} == set(self.driver.store.mvcc.index.entries)
 
 
 def _rest(request: rpc_pb2.RangeRequest) -> dict[str, Any]:
@@ -102,6 +121,7 @@ def test_every_answer_is_the_models(steps: list[tuple[list[Any], str]], reads: l
         pair.disturb("crash")
         pair.check_all()
         assert pair.driver.store.keys_total == len(pair.model.history[-1])
+        pair.check_purged()
         pair.driver.close()
 
 

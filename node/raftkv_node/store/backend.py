@@ -289,6 +289,12 @@ class Backend:
         try:
             self._write(taken)
             self._measure()
+        except lmdb.MapFullError as error:
+            self.failure = StoreError(
+                f"the backend in {self.path} is full: twice its quota of {self.quota_bytes} bytes"
+            )
+            self.failure.__cause__ = error
+            return False
         except Exception as error:
             self.failure = error
             return False

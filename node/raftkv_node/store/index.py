@@ -16,7 +16,6 @@ history or a tombstone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from heapq import merge
 
 from .encoding import RECORD_ID_BYTES, main_of, record_id
@@ -158,12 +157,22 @@ class Index:
         keys = list(merge(live, dead))
         return keys[:limit] if limit else keys
 
-    def select_past(self, keys: list[bytes], revision: int) -> Iterator[tuple[bytes, bytes]]:
-        """(key, record id) for those of `keys` that exist at `revision`."""
+    def select(self, keys: list[bytes], revision: int) -> list[tuple[bytes, bytes, bool]]:
+        """(key, record id, whether that is the newest) for those of `keys` that exist at `revision`."""
+        entries = self.entries
+        bound = record_id(revision + 1)
+        found = []
         for key in keys:
-            rid = self.at(key, revision)
-            if rid is not None:
-                yield key, rid
+            entry = entries[key]
+            rid = entry[0]
+            if rid < bound:
+                if entry[2]:
+                    found.append((key, rid, True))
+            elif entry[3] is not None:
+                past = self.at(key, revision)
+                if past is not None:
+                    found.append((key, past, False))
+        return found
 
     def compact_key(self, key: bytes, compact: int) -> list[bytes]:
         """Forgets the records of `key` that a compaction at `compact` makes unreachable, and returns their ids.

@@ -75,8 +75,8 @@ def rows_at(
         keys = index.live.slice(key, end, limit)
         total = index.live.count(key, end) if limit and len(keys) == limit else len(keys)
         return [(k, entries[k][0]) for k in keys], total
-    pairs = list(index.select_past(index.candidates(key, end, 0), revision))
-    return (pairs[:limit] if limit else pairs), len(pairs)
+    found = index.select(index.candidates(key, end, 0), revision)
+    return [(k, rid) for k, rid, _ in (found[:limit] if limit else found)], len(found)
 
 
 class ApplyView:
@@ -145,17 +145,19 @@ class PinnedView:
             if known is not None and (not fetch or (limit and len(records) >= limit)):
                 return records, known
             with mvcc.lock:
-                index = mvcc.index
-                keys = index.candidates(start, end, SLICE_KEYS)
-                pairs = list(index.select_past(keys, revision))
-                wanted = pairs if not limit else pairs[: limit - len(records)]
-                found = [mvcc.hot(k, rid) for k, rid in wanted] if fetch else []
-            total += len(pairs)
+                keys = mvcc.index.candidates(start, end, SLICE_KEYS)
+                rows = mvcc.index.select(keys, revision)
+                total += len(rows)
+                if not fetch:
+                    rows = []
+                elif limit:
+                    rows = rows[: limit - len(records)]
+                cached = mvcc.cache.get
+                found = [cached(k) if newest else None for k, _, newest in rows]
             start = keys[-1] + b"\0" if len(keys) == SLICE_KEYS else None
-            if fetch:
-                missing = [rid for (_, rid), record in zip(wanted, found, strict=True) if record is None]
-                values = iter(self._read(missing))
-                records += [record if record is not None else next(values) for record in found]
+            missing = [row[1] for row, record in zip(rows, found, strict=True) if record is None]
+            values = iter(self._read(missing))
+            records += [record if record is not None else next(values) for record in found]
             time.sleep(0)
         return records, total
 

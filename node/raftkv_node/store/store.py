@@ -32,7 +32,7 @@ from .backend import (
     Backend,
     Chunk,
 )
-from .encoding import HeaderEncoder, main_of, record_id, record_key, record_numbers, simple_put
+from .encoding import HeaderEncoder, main_of, record_id, record_key, record_numbers, simple_put, varint
 from .encoding import field as encode_field
 from .errors import (
     COMPACTED,
@@ -47,7 +47,7 @@ from .errors import (
 )
 from .hashing import hash_records
 from .mvcc import Mvcc, RevisionEvents
-from .ranges import count_response, interval_end, range_response, resolve_revision, scan_limit
+from .ranges import count_response, has_filters, interval_end, range_response, resolve_revision, scan_limit
 from .reads import INLINE_BYTES, INLINE_KEYS, ApplyView, ColdRead, PinnedView, Pins, read_only_txn, rows_at
 from .txn import (
     Path,
@@ -64,7 +64,7 @@ from .validate import is_read_only
 
 DEFAULT_VALUE_CACHE_BYTES = 128 << 20
 DEFAULT_BUFFER_LIMIT_BYTES = 64 << 20
-SWEEP_KEYS = 500
+SWEEP_KEYS = 200
 """Keys that one step of a compaction looks at: about a millisecond at most."""
 
 _REQUEST_TYPES: dict[int, Callable[[bytes], Message]] = {
@@ -131,6 +131,7 @@ class Store:
         self._waiting_compactions: list[PendingCompaction] = []
         self._purge_done_at: int | None = None
         self._chunks_added = 0
+        self._broken: BaseException | None = None
 
     # Life.
 
@@ -266,8 +267,8 @@ class Store:
 
     @property
     def failed(self) -> BaseException | None:
-        """The error of a commit, never retried: the node must stop."""
-        return self.backend.failure
+        """The error of a commit, or the one that broke off an apply.  Never retried: the node must stop."""
+        return self._broken or self.backend.failure
 
     @property
     def backpressure(self) -> bool:
@@ -305,6 +306,14 @@ class Store:
     def quota_bytes(self) -> int:
         return self.backend.quota_bytes
 
+    def exceeds_quota(self, cost_bytes: int = 0) -> bool:
+        """Whether the backend would be over its quota with `cost_bytes` more.
+
+        Free pages of the file do not count: LMDB writes to them first.
+        """
+        used = self.backend.size_in_use_bytes + self.backend.buffered_bytes
+        return used + cost_bytes > self.backend.quota_bytes
+
     def watching(self, events: bool, prev: bool) -> None:
         """Whether `apply` is to collect events, and with them the records before each change."""
         self.mvcc.collect_events = events
@@ -334,11 +343,16 @@ class Store:
         mvcc = self.mvcc
         with mvcc.lock:
             self._open_chunk(index, term)
-            results = self._apply_batch(batch, decoded, want_results)
-            mvcc.evict()
-            mvcc.index.live.merge_if_many()
-            mvcc.index.dead.merge_if_many()
-            self._close_chunk()
+            try:
+                results = self._apply_batch(batch, decoded, want_results)
+                mvcc.evict()
+                mvcc.index.live.merge_if_many()
+                mvcc.index.dead.merge_if_many()
+                self._close_chunk()
+            except BaseException as error:
+                # Half of the batch may be in memory, and nothing of it will be committed: go no further.
+                self._broken = error
+                raise
         if self._sweep:
             self.background()
         events = mvcc.events
@@ -367,8 +381,8 @@ class Store:
             self._close_chunk()
 
     def _open_chunk(self, index: int, term: int) -> Chunk:
-        if self.backend.failure is not None:
-            raise StoreError(f"the backend failed: {self.backend.failure}") from self.backend.failure
+        if self.failed is not None:
+            raise StoreError(f"the store has failed: {self.failed}") from self.failed
         if index != self.applied_index + 1 or term < self.applied_term:
             raise StoreError(
                 f"entry {index} of term {term} does not follow the applied entry {self.applied_index} "
@@ -433,7 +447,7 @@ class Store:
         if isinstance(request, rpc_pb2.DeleteRangeRequest):
             return self._apply_delete(request, want)
         if isinstance(request, rpc_pb2.CompactionRequest):
-            return self._apply_compact(request)
+            return self._apply_compact(request, want)
         if isinstance(request, rpc_pb2.Member):
             return self._apply_member(request)
         raise CommandError(f"a {type(request).__name__} was handed in for a command of kind {kind}")
@@ -467,7 +481,7 @@ class Store:
         revision = mvcc.end()
         return txn_response(self._header.field(revision), path.succeeded, responses) if want else b""
 
-    def _apply_compact(self, request: rpc_pb2.CompactionRequest) -> Result:
+    def _apply_compact(self, request: rpc_pb2.CompactionRequest, want: bool) -> Result:
         mvcc = self.mvcc
         if request.revision <= mvcc.compact_revision:
             raise COMPACTED
@@ -482,7 +496,7 @@ class Store:
         mvcc.index.versioned = set()
         self._purge_done_at = None
         response = self._header.field(mvcc.revision)
-        if not request.physical:
+        if not (request.physical and want):
             return response
         waiting = PendingCompaction(request.revision, response)
         self._waiting_compactions.append(waiting)
@@ -543,6 +557,11 @@ class Store:
         """
         mvcc = self.mvcc
         self.ranges_total += 1
+        if not request.range_end and request.revision <= 0 and not (request.keys_only or request.count_only):
+            # One key as it is now: nearly every read.
+            record = mvcc.cache.get(request.key)
+            if record is not None and not has_filters(request):
+                return b"".join((self._header.field(mvcc.revision), b"\x12", varint(len(record)), record, b"\x20\x01"))
         current = mvcc.revision
         revision = resolve_revision(request.revision, current, mvcc.compact_revision)
         header = self._header.field(current)
