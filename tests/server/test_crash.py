@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -136,7 +136,8 @@ def kill_the_leader(under_test: Cluster, load: Load) -> None:
 
 
 def kill_two_members(under_test: Cluster, load: Load) -> None:
-    victims = [one for one in under_test.members if not one.leads()][:1] + [under_test.leader()]
+    leader = under_test.leader()
+    victims = [leader, next(one for one in under_test.members if one is not leader)]
     for one in victims:
         one.signal(signal.SIGKILL)
     for one in victims:
@@ -216,12 +217,11 @@ def test_another_process_on_the_same_folders_is_refused(tmp_path: Path) -> None:
     """D11."""
     with cluster(tmp_path, 1, "adr") as under_test:
         member = under_test.members[0]
-        command = [
-            part.replace(str(member.client_port), "0").replace(str(member.peer_port), "0") for part in member.command()
-        ]
-        listening = [command.index("--listen-client-urls") + 1, command.index("--listen-peer-urls") + 1]
-        original = member.command()
-        second = [command[at] if at in listening else part for at, part in enumerate(original)]
+        again = replace(member, client_port=0, peer_port=0, process=None)
+        advertised = again.command().index("--initial-advertise-peer-urls") + 1
+        initial = again.command().index("--initial-cluster") + 1
+        second = list(again.command())
+        second[advertised], second[initial] = member.peer_url, f"{member.name}={member.peer_url}"
         result = subprocess.run(second, capture_output=True, text=True, timeout=60, check=False)
         assert result.returncode == 71, result.stderr
         assert result.stderr.count("\n") == 1

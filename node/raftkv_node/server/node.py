@@ -22,6 +22,7 @@ from raftkv_node.server.admin import AdminService
 from raftkv_node.server.answers import Answers
 from raftkv_node.server.calls import ClientCall, PeerCall
 from raftkv_node.server.cluster import ClusterService
+from raftkv_node.server.discovery import Discovery
 from raftkv_node.server.gauges import gauges
 from raftkv_node.server.identity import Identity
 from raftkv_node.server.kv import KeySpace
@@ -80,8 +81,11 @@ class Node:
         self._health_streams: dict[int, bool] = {}
         self._work_left = False
         self._cancelled: set[int] = set()
+        self._discovery: Discovery | None = None
         if identity.issued and not identity.retired:
             self._become_member()
+        elif not config.operated:
+            self._discovery = Discovery(config, identity, engine, logger)
 
     # -- identity -----------------------------------------------------------------------------------------------------
 
@@ -174,8 +178,17 @@ class Node:
         if self._cancelled and self.member is not None:
             self.member.writes.cancel(self._cancelled)
         self._cancelled.clear()
-        if batch.peer and self.member is not None:
-            self.member.receive(batch.peer, now)
+        if batch.peer:
+            if self.member is not None:
+                self.member.receive(batch.peer, now)
+            elif self._discovery is not None:
+                self._discovered(self._discovery, self._discovery.receive(batch.peer))
+
+    def _discovered(self, discovery: Discovery, identity: Identity | None) -> None:
+        if identity is not None:
+            discovery.close()
+            self._discovery = None
+            self.take_identity(identity)
 
     def _tick(self, now: float) -> None:
         """A heartbeat interval has passed. After a pause of the process one tick is given, not all that were missed."""
@@ -183,8 +196,10 @@ class Node:
         if self.member is not None:
             self.member.tick(now)
             self.cluster.tick(now)
-            if self._health_streams:
-                self._tell_health()
+        elif self._discovery is not None:
+            self._discovery.tick(now)
+        if self._health_streams:
+            self._tell_health()
 
     def _workers_done(self) -> None:
         while self.workers.failures:
@@ -321,6 +336,8 @@ class Node:
                 self._cancelled.add(number)
         elif member is not None:
             member.peers.handle(event)
+        elif self._discovery is not None:
+            self._discovery.handle(event)
         elif kind == _engine.EV_PEER_INBOUND:
             self.engine.peer_reject(number, b"this node has no identity yet")
 
