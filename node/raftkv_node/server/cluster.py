@@ -202,8 +202,8 @@ class ClusterService:
 
     def _may_add_voter(self) -> bool:
         """etcd's strict check: with the new member, those that have started must still be a quorum."""
-        voters, published = self._member.configuration.voters, self._member.store.members
-        started = sum(1 for one in voters if one in published)
+        voters = self._member.configuration.voters
+        started = sum(1 for one in self._members() if one.ID in voters and one.name)
         return started == len(voters) == 1 or started >= (len(voters) + 1) // 2 + 1
 
     def _member_remove(self, call: Call, request: rpc_pb2.MemberRemoveRequest, now: float) -> None:

@@ -1,8 +1,8 @@
 """A member that was added by hand looks for its id: it asks the others which member has its URL.
 
 With ``--initial-cluster-state existing`` the flags do not say which ids MemberAdd has given. The node connects to the
-other members of ``--initial-cluster`` with an ASKING hello; each answers with cluster id and configuration. Until one of
-them has a member with one of this node's peer URLs, it asks again.
+other members of ``--initial-cluster`` with an ASKING hello; each answers with cluster id and configuration. Until one
+of them has a member with one of this node's peer URLs, it asks again.
 """
 
 from __future__ import annotations
