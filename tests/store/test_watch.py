@@ -341,9 +341,19 @@ def test_an_event_is_encoded_once_for_many_watchers(watching: Watching, monkeypa
 intervals = st.tuples(st.binary(max_size=2), st.one_of(st.none(), st.binary(max_size=2)))
 
 
-@settings(deadline=None)
-@given(st.lists(intervals, unique=True), st.lists(intervals), st.binary(max_size=3))
-def test_interval_map(added: list[Any], removed: list[Any], key: bytes) -> None:
+@pytest.mark.parametrize("pieces", [1000, 0])
+def test_interval_map(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    """Both as a table and as a tree."""
+    from raftkv_node.store import intervals as module
+
+    monkeypatch.setattr(module, "PIECES_AT_LEAST", pieces)
+    monkeypatch.setattr(module, "PIECES_PER_INTERVAL", pieces)
+    settings(deadline=None)(
+        given(st.lists(intervals, unique=True), st.lists(intervals), st.binary(max_size=3))(_check_intervals)
+    )()
+
+
+def _check_intervals(added: list[Any], removed: list[Any], key: bytes) -> None:
     found: IntervalMap[Any] = IntervalMap()
     for interval in added:
         found.set(*interval, interval)
