@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def documents(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return found
 
 
-async def find_resource(client: ApiClient, item: dict[str, Any]) -> Resource:
+async def find_resource(client: ApiClient, item: Mapping[str, Any]) -> Resource:
     """By discovery. Raises ApiError (NotFound) for a kind that is not served."""
     group, _, version = item["apiVersion"].rpartition("/")
     listed = await client.request("GET", f"/apis/{group}/{version}" if group else f"/api/{version}")

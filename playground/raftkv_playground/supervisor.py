@@ -35,12 +35,12 @@ from typing import Any, TextIO
 import yaml
 
 from raftkv_playground import client as api
-from raftkv_playground.apply import apply, documents
+from raftkv_playground.apply import apply, documents, find_resource
 from raftkv_playground.blocks import Block, claim_block
 from raftkv_playground.client import ApiClient, ApiError
 from raftkv_playground.janitor import MARKER
 from raftkv_playground.kubelet.process import Process
-from raftkv_playground.objects import condition_true
+from raftkv_playground.objects import condition_true, status_of
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ STOP_GRACE_SECONDS = 8.0
 TOKEN_SECONDS = 30 * 24 * 3600
 POLL_SECONDS = 0.1
 LOG_TAIL_LINES = 15
+CLUSTER_KIND = "RaftKVCluster"
+CLIENT_PORT = 2379
 
 
 class StartError(Exception):
@@ -290,7 +292,10 @@ class Supervisor:
             if self.options.operator:
                 await self._start_operator(client)
             await self._apply_all(client, self.options.samples)
-        self._greet()
+            for item in documents(self.options.samples):
+                if item["kind"] == CLUSTER_KIND and self.options.operator:
+                    await self._follow(client, item)
+            await self._greet(client)
         if self.options.ready_file is not None:
             self.options.ready_file.write_text(f"{self.kubeconfig}\n")
 
@@ -365,6 +370,23 @@ class Supervisor:
             await apply(client, item)
             self.progress.say(f"applied {item['kind']} {item['metadata']['name']}")
 
+    async def _follow(self, client: ApiClient, item: Mapping[str, Any]) -> None:
+        """Tell what a cluster's status says until it is ready. One that takes too long is no failure of the start."""
+        resource = await find_resource(client, item)
+        name, namespace = item["metadata"]["name"], item["metadata"].get("namespace", "default")
+        self.progress.say(f"waiting for cluster {name} ...")
+        deadline, told = time.monotonic() + self.options.timeout_seconds, ""
+        while time.monotonic() < deadline:
+            live = await client.get(resource, name, namespace)
+            message = str(status_of(live).get("message") or "")
+            if message and message != told:
+                self.progress.say(f"cluster {name}: {message}")
+                told = message
+            if condition_true(live, "Ready") and status_of(live).get("observedGeneration"):
+                return
+            await asyncio.sleep(POLL_SECONDS)
+        self.progress.say(f"cluster {name} is not ready yet; look at `kubectl describe rkv {name}`")
+
     async def _start_operator(self, client: ApiClient) -> None:
         """Under the token of its own ServiceAccount, so that its rights are those of the manifests."""
         namespace, name = self.options.operator_account
@@ -387,15 +409,27 @@ class Supervisor:
         self.start("operator", argv, env={"KUBECONFIG": str(path), "RAFTKV_RESOLVER": names})
         self.progress.say(f"the operator runs as ServiceAccount {namespace}/{name}")
 
-    def _greet(self) -> None:
+    async def _client_addresses(self, client: ApiClient) -> list[str]:
+        """Where the samples' clusters take clients."""
+        services, _ = await client.list(api.SERVICES)
+        names = {item["metadata"]["name"] for item in documents(self.options.samples) if item["kind"] == CLUSTER_KIND}
+        return [
+            f"http://{service['spec']['clusterIP']}:{CLIENT_PORT}"
+            for service in services
+            if service["metadata"]["name"] in names and service["spec"].get("clusterIP", "None") != "None"
+        ]
+
+    async def _greet(self, client: ApiClient) -> None:
         stamp = datetime.datetime.now().strftime("%H:%M:%S")
         self.progress.say(f"ready at {stamp}; Ctrl-C ends it. In another terminal:")
+        addresses = await self._client_addresses(client)
+        etcdctl = "".join(f"    etcdctl --endpoints={address} put hello world\n" for address in addresses)
         text = f"""
     export KUBECONFIG={self.kubeconfig}
     kubectl get nodes
     kubectl get rkv,pods
     kubectl get events --watch
-
+{etcdctl}
   logs of the playground itself: {self.state / "logs"}
   node file systems (hostPath):  {self.state / "nodes"}
 """

@@ -60,6 +60,8 @@ async def check(action: Mapping[str, Any], target: Target, timeout_seconds: floa
                 return True, ""
     except TimeoutError:
         return False, f"timed out after {timeout_seconds:g} s"
+    except aiohttp.ClientConnectorError as error:
+        return False, f"{error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
     except (OSError, ValueError, LookupError, aiohttp.ClientError) as error:
         return False, str(error) or type(error).__name__
     return False, "no action that this kubelet knows"
