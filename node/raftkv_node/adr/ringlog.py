@@ -26,7 +26,8 @@ from raftkv_node.adr.ringfile import HEADER_COPIES, RingHeader, ring_files
 if TYPE_CHECKING:
     from raftkv_node.adr.opening import Opened
 
-DRAIN_CHUNK_BYTES = 4 << 20
+#: Small, since a chunk is copied while the turn's thread waits for the interpreter.
+DRAIN_CHUNK_BYTES = 256 << 10
 
 
 class RingLog(Log):

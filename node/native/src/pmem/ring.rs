@@ -171,6 +171,16 @@ impl Ring {
     }
 }
 
+impl Ring {
+    /// Whole valid records from `lo` on, up to `hi`; bytes covered by pads are zero.
+    fn read_records(&self, lo: u64, hi: u64) -> std::io::Result<Vec<u8>> {
+        let mut bytes = self.read(lo, hi)?;
+        let whole = clean_records(&mut bytes, self.codec, lo);
+        bytes.truncate(whole);
+        Ok(bytes)
+    }
+}
+
 /// Cuts `bytes` (at `lsn`) after the last whole valid record, and clears what pads cover. Returns the length.
 pub fn clean_records(bytes: &mut [u8], codec: Codec, lsn: u64) -> usize {
     let mut offset = 0;
@@ -308,14 +318,15 @@ impl Ring {
         hi: u64,
         max_bytes: u64,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let limit = hi.min(lo + max_bytes.max(self.data_bytes / RECORD_PART));
         let bytes = py.detach(|| {
-            self.read(lo, limit).map(|mut bytes| {
-                let whole = clean_records(&mut bytes, self.codec, lo);
-                bytes.truncate(whole);
-                bytes
-            })
-        })?;
+            let bytes = self.read_records(lo, hi.min(lo + max_bytes))?;
+            if !bytes.is_empty() {
+                return Ok(bytes);
+            }
+            // The first record may be longer than asked for, but no record is longer than this.
+            self.read_records(lo, hi.min(lo + self.data_bytes / RECORD_PART))
+        });
+        let bytes = bytes.map_err(PyErr::from)?;
         if bytes.is_empty() && lo < hi {
             return Err(LogCorrupt::new_err(format!(
                 "the ring holds no valid record at LSN {lo}"
