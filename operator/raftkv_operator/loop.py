@@ -97,6 +97,10 @@ class ClusterLoop:
             self._errors = 0
         except (KubeError, MemberError) as error:
             result = self._failed("", str(error))
+        except Exception as error:
+            # A mistake of ours in one cluster must neither end its loop nor stay unseen.
+            log.exception("%s/%s: pass failed", *self.key)
+            result = self._failed("", repr(error))
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)
         metrics.RECONCILES.labels(_result_name(result)).inc()
         return result

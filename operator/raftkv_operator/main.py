@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ("kopf", "aiohttp", "asyncio"):
         if options.log_level != "debug":
             logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("kopf.objects").addFilter(wiring.quiet)
     try:
         asyncio.run(run(options))
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from raftkv_operator.observe.seams import CLUSTERS, Kube, Resource
 log = logging.getLogger(__name__)
 
 DELETION_RETRY_SECONDS: Final = 1.0
+STILL_DELETING: Final = "the cluster is still being taken away"
 LAG_PERIOD_SECONDS: Final = 1.0
 LOOP_LAG_LIMIT_SECONDS: Final = 30.0
 """An event loop that is later than this is told by the liveness probe. (Silent watches are kopf's: it reconnects after
@@ -158,7 +159,7 @@ def register(registry: kopf.OperatorRegistry, clusters: Clusters, configure: Cal
     @kopf.on.delete(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry, id="delete")
     async def delete(namespace: str | None, name: str | None, **_: Any) -> None:
         if not await clusters.delete((namespace or "", name or "")):
-            raise kopf.TemporaryError("the cluster is still being taken away", delay=DELETION_RETRY_SECONDS)
+            raise kopf.TemporaryError(STILL_DELETING, delay=DELETION_RETRY_SECONDS)
 
     for resource in (CLUSTERS, *CHILDREN):
         _watch(registry, clusters, resource)
@@ -171,6 +172,11 @@ def _watch(registry: kopf.OperatorRegistry, clusters: Clusters, resource: Resour
         # The cache must never fall behind for one odd object.
         with contextlib.suppress(KeyError, TypeError, ValueError):
             clusters.cache.feed(resource, dict(event["object"]), event["type"] == "DELETED")
+
+
+def quiet(record: logging.LogRecord) -> bool:
+    """A log filter: to be asked again is how a deletion goes on, and no error."""
+    return STILL_DELETING not in record.getMessage()
 
 
 def configure(settings: kopf.OperatorSettings) -> None:

@@ -10,11 +10,11 @@ nothing catches.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 from raftkv_operator.api import constants
@@ -45,6 +45,7 @@ from raftkv_operator.observe.views import (
 
 NAMESPACE = "default"
 NAME = "demo"
+_RUNNER = asyncio.Runner()
 HOSTS = ("n1", "n2", "n3", "n4", "n5", "n6", "n7")
 
 
@@ -97,11 +98,19 @@ class World:
         self.side_effects = 0
         self.crash_at: tuple[int, str] | None = None
         self.fail_next: list[Exception] = []
-        self._counter = itertools.count(1)
+        self._count = 0
         self.kube = FakeKube(self)
-        self._runner = asyncio.Runner()
         if spec is not None:
             self.apply(spec)
+
+    def fork(self) -> World:
+        """A copy of this world as it is now."""
+        return _copy(self)
+
+    def next(self) -> int:
+        """A number never given before."""
+        self._count += 1
+        return self._count
 
     # --- what a person does ---
 
@@ -155,7 +164,7 @@ class World:
         """Creates an object with the metadata that a server gives."""
         body = _copy(body)
         meta = body["metadata"]
-        number = next(self._counter)
+        number = self.next()
         meta.update(uid=f"uid-{number}", resourceVersion=str(number), generation=1)
         meta.setdefault("namespace", NAMESPACE)
         meta["creationTimestamp"] = format_time(self.now)
@@ -164,7 +173,7 @@ class World:
 
     def touch(self, body: Object) -> None:
         """A write happened."""
-        body["metadata"]["resourceVersion"] = str(next(self._counter))
+        body["metadata"]["resourceVersion"] = str(self.next())
 
     def of(self, resource: Resource) -> list[Object]:
         """All objects of a kind."""
@@ -219,7 +228,7 @@ class World:
         claim = self.get(CLAIMS, f"data-{NAME}-{number}")
         if claim is None or claim["metadata"]["uid"] in self.refusals:
             return None
-        return self.disks.setdefault(claim["metadata"]["uid"], Disk(f"{next(self._counter):032x}"))
+        return self.disks.setdefault(claim["metadata"]["uid"], Disk(f"{self.next():032x}"))
 
     def running(self) -> dict[int, Disk]:
         """Disks of all running nodes by number."""
@@ -277,7 +286,7 @@ class World:
             host = min(free, key=taken.count)
         if host:
             body["spec"]["nodeName"] = host
-        body["status"] = {"podIP": f"10.0.0.{next(self._counter)}"} if host else {"phase": "Pending"}
+        body["status"] = {"podIP": f"10.0.0.{self.next()}"} if host else {"phase": "Pending"}
         self.store(PODS, body)
 
     def _run_pod(self, pod: Object) -> None:
@@ -354,7 +363,7 @@ class World:
 
     def step(self, loop: ClusterLoop) -> Pass:
         """One pass, then one second."""
-        result = self._runner.run(loop.step())
+        result = _RUNNER.run(loop.step())
         self.tick()
         return result
 
@@ -383,6 +392,31 @@ class World:
         assert {i.number for i, _ in raft.members.values()} == {m["number"] for m in self.status["identity"]["members"]}
         assert self.condition("Ready")["status"] == "True"
         assert self.status["readyReplicas"] == spec.replicas
+
+
+@cache
+def _settled(replicas: int) -> World:
+    world = World(sample(replicas))
+    world.settle()
+    return world
+
+
+def settled(replicas: int) -> World:
+    """A cluster of so many members, created and at rest."""
+    return _settled(replicas).fork()
+
+
+def sample(replicas: int = 3, **storage: str) -> Object:
+    """A spec as the API server would default it."""
+    return {
+        "replicas": replicas,
+        "logBuffer": {
+            "medium": "PersistentMemory",
+            "minimumDurability": "process",
+            "source": {"hostPath": {"path": "/mnt/pmem0/raftkv"}},
+        },
+        "storage": {"retentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete", **storage}},
+    }
 
 
 def _copy(value: Any) -> Any:
@@ -695,6 +729,6 @@ class FakeMembers:
                     raise ViolationError("a living cluster was wiped")
             elif identity.member_id not in self.world.clusters[identity.cluster_id].removed:
                 raise ViolationError("a member was wiped before it was removed")
-            disk.uuid, disk.identity, disk.wiped = f"{next(self.world._counter):032x}", None, True
+            disk.uuid, disk.identity, disk.wiped = f"{self.world.next():032x}", None, True
 
         self.world.side_effect("retire", run)

@@ -265,11 +265,9 @@ def test_defaults_of_the_crd_and_of_the_code_agree() -> None:
 
 
 def test_the_status_that_is_written_is_in_the_schema() -> None:
-    from operator_world import World
-    from test_life import sample
+    from operator_world import settled
 
-    world = World(sample(3))
-    world.settle()
+    world = settled(3)
     world.scale(5)
     loop = world.operator()
     validator = jsonschema_rs.validator_for(_json_schema(SCHEMA["properties"]["status"]))

@@ -130,8 +130,8 @@ class Executor:
     async def _update_set(self, action: do.UpdateStatefulSet) -> None:
         name = Names(self.seen.namespace, self.seen.name).member(action.number)
         actual = await self.kube.get(STATEFUL_SETS, self.seen.namespace, name)
-        if actual is None or actual["metadata"]["uid"] != action.uid:
-            return
+        if actual is None or actual["metadata"]["resourceVersion"] != action.resource_version:
+            raise KubeError(409, "Conflict", f"StatefulSet {name} has changed")
         wished = member_objects.stateful_set(
             self.spec,
             self._owner(),

@@ -171,9 +171,10 @@ class CreateStatefulSet(MemberAction):
 
 @dataclass(frozen=True, slots=True)
 class UpdateStatefulSet(MemberAction):
-    """Brings a StatefulSet's template, number of pods, host and halt mark to what they should be."""
+    """Brings a StatefulSet's template, number of pods, host and halt mark to what they should be, if it is still as it
+    was read: a decision that has grown old must not stop a member that has come back since."""
 
-    uid: str
+    resource_version: str
     replicas: int
     host: str
     halted: str

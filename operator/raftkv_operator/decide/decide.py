@@ -42,6 +42,7 @@ RULES: Final[tuple[Rule, ...]] = (
     membership.settings,
     formation.open_cluster,
     upkeep.restart,
+    upkeep.failing,
     membership.roles_reached,
     upkeep.all_ready,
 )

@@ -59,9 +59,11 @@ def decide_deletion(spec: ClusterSpec, seen: Observed) -> Decision:
 
 
 def _wipe(names: Names, seen: Observed, numbers: set[int]) -> Decision | None:
+    """Asks all nodes that answer, one after the other, then waits for those that are at it; None when all are done."""
     latch, since = seen.latch, seen.deleting_since
     if latch is None or since is None:
         return None
+    wait: Wait | None = None
     for entry in sorted(latch.members, key=lambda e: e.number):
         number, name = entry.number, names.member(entry.number)
         workload, pod, node = seen.sets.get(number), seen.pods.get(number), seen.nodes.get(number)
@@ -75,5 +77,5 @@ def _wipe(names: Names, seen: Observed, numbers: set[int]) -> Decision | None:
         if same and pod is not None and pod.ip:
             ground = Retirement(latch.cluster_id, entry.member_id, entry.disk_uuid, cluster_deleted=True)
             return Retire(number, name, f"{pod.ip}:{constants.CLIENT_PORT}", ground)
-        return Wait("Retire", f"waiting for {name} to wipe its disk and log buffer", name)
-    return None
+        wait = wait or Wait("Retire", f"waiting for {name} to wipe its disk and log buffer", name)
+    return wait

@@ -91,7 +91,7 @@ def bootstrap(picture: Picture) -> Action | Wait | Stall | None:
     if lost:
         return Stall(
             "BootstrapFailed",
-            f"{founder.name}, the first member, was lost before the cluster was opened; no write was ever accepted: "
+            f"the first member, {founder.name}, was lost before the cluster was opened; no write was ever accepted: "
             f"delete this cluster with its claims and create it again",
         )
     if any(m.carries_identity for m in picture.present):

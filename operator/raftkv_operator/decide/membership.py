@@ -141,21 +141,21 @@ def _wipe(picture: Picture, member: Member) -> Action | Wait | None:
 
 
 def condemn(picture: Picture) -> Action | Stall | None:
-    """Gives up a member that cannot come back, one at a time, while the quorum bears it (M9).
+    """Gives up a member that cannot come back, one voter at a time, while the quorum bears it (M9).
 
     At once when its node has proven that acknowledged entries are lost or that its files are corrupt; after
     ``nodeLossPolicy.replaceAfter`` when its ring, disk or host is missing. Never for a process that merely fails: a
     crash loop or too little memory is not cured by another member.
     """
     conf = picture.configuration
-    if conf is None or any(m.entry.condemned for m in picture.present):
+    if conf is None:
         return None
+    under_way = any(m.entry.condemned and _votes(m) for m in picture.present)
     for member in picture.sound:
         reason = _hopeless(picture, member)
         if not reason or member.active or member.number == getattr(picture.leader, "number", 0):
             continue
-        votes = member.state is not None and member.state.role is Role.VOTER
-        if votes and conf.live_voters < conf.quorum:
+        if _votes(member) and (under_way or conf.live_voters < conf.quorum):
             continue
         entry = member.entry
         condemned = type(entry)(entry.number, entry.member_id, entry.disk_uuid, reason)
@@ -214,6 +214,10 @@ def roles_reached(picture: Picture) -> Wait | None:
         ids = ", ".join(hex_id(m.member_id) for m in strangers)
         return Wait("Strangers", f"members that the operator did not add are in the cluster: {ids}")
     return None
+
+
+def _votes(member: Member) -> bool:
+    return member.state is not None and member.state.role is Role.VOTER
 
 
 def _leader_address(picture: Picture) -> str:

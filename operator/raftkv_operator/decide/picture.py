@@ -136,8 +136,8 @@ class Picture:
         """The members that should go: surplus ones, and condemned ones whose replacement has caught up.
 
         Surplus: those that never joined, those already told to leave, the unhealthy, then the newest; the leader last.
-        A condemned voter stays in the configuration until enough others are there, since its vote is better swapped for
-        a member that has caught up than lost (M9 would refuse anything else).
+        A condemned voter keeps its vote until another member can take it, so that a replacement is one swap and the
+        number of voters never shrinks on the way; one without a vote goes at once.
         """
         conf = self.configuration
         if conf is None:
@@ -156,14 +156,12 @@ class Picture:
             )
 
         chosen = sorted(going, key=key)[:surplus]
-        replaced = sum(1 for m in self.sound if m.state is not None and m.active and m.state.caught_up)
-        chosen += [
-            m
-            for m in self.present
-            if m.entry.condemned
-            and m.entry.bound
-            and (m.state is None or m.entry.member_id in told or replaced >= self.spec.replicas)
-        ]
+        fit = sum(1 for m in self.sound if _votes(m) or (m.active and m.state is not None and m.state.caught_up))
+        for m in self.present:
+            if not m.entry.condemned or not m.entry.bound:
+                continue
+            if not _votes(m) or m.entry.member_id in told or fit >= self.spec.wished_voters:
+                chosen.append(m)
         return tuple(sorted(chosen, key=lambda m: m.number))
 
     @cached_property
@@ -218,6 +216,10 @@ class Picture:
             state=conf.member(entry.member_id) if conf is not None and entry.bound else None,
             removed=conf is not None and entry.bound and entry.member_id in conf.removed,
         )
+
+
+def _votes(member: Member) -> bool:
+    return member.state is not None and member.state.role is Role.VOTER
 
 
 def may_lead(member: Member) -> bool:

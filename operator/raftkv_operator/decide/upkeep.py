@@ -72,7 +72,7 @@ def workloads(picture: Picture) -> Action | Stall | None:
                 return change
         if workload.halted and stall is None:
             reason, _, text = workload.halted.partition(": ")
-            stall = Stall(reason, f"{member.name} is stopped: {text}")
+            stall = Stall(reason, f"member {member.name} is stopped: {text}")
     return stall
 
 
@@ -96,7 +96,7 @@ def _workload_change(picture: Picture, member: Member, workload: StatefulSetView
         why = "stopping"
     if current and (workload.replicas, workload.host, workload.halted) == (replicas, host, halted):
         return None
-    return UpdateStatefulSet(member.number, member.name, workload.uid, replicas, host, halted, why)
+    return UpdateStatefulSet(member.number, member.name, workload.resource_version, replicas, host, halted, why)
 
 
 def _halt(member: Member, template: str) -> str:
@@ -123,7 +123,10 @@ def restart(picture: Picture) -> Action | Wait | None:
     for member in old:
         if member.pod is not None and not member.pod.deleting and _dead(member, conf is not None):
             return _restart(member, "it does not run")
-    waiting = Wait("Restart", f"waiting to restart {old[0].name} with its new configuration", old[0].name)
+    names = ", ".join(m.name for m in old)
+    waiting = Wait(
+        "Restart", f"waiting until all other members are well to restart with the new configuration: {names}"
+    )
     if conf is None or conf.changing or leader is None or any(m.removed for m in picture.members):
         return waiting
     order = sorted(old, key=lambda m: (m.number == leader.number, _votes(m), -m.number))
@@ -176,14 +179,21 @@ def _well(member: Member) -> bool:
     )
 
 
+def failing(picture: Picture) -> Wait | None:
+    """Says which node does not come up, and its last words, before anything that only follows from it."""
+    for member in picture.sound:
+        pod = member.pod
+        if pod is not None and pod.exit_code and not member.carries_identity:
+            said = f": {pod.exit_message}" if pod.exit_message else ""
+            text = f"waiting for {member.name}, whose node last exited with code {pod.exit_code}{said}"
+            return Wait("Recovery", text, member.name)
+    return None
+
+
 def all_ready(picture: Picture) -> Wait | None:
     """Waits until every member's pod is ready."""
     for member in picture.sound:
         pod = member.pod
         if pod is None or not pod.ready:
-            if pod is not None and pod.exit_code:
-                said = f": {pod.exit_message}" if pod.exit_message else ""
-                text = f"waiting for {member.name}, whose node last exited with code {pod.exit_code}{said}"
-                return Wait("Recovery", text, member.name)
             return Wait("Starting", f"waiting for {member.name} to be ready", member.name)
     return None

@@ -203,6 +203,7 @@ class StatefulSetView:
     replicas: int
     cluster_id: int
     template: str
+    resource_version: str = ""
     host: str = ""
     halted: str = ""
     deleting: bool = False
@@ -218,6 +219,7 @@ class StatefulSetView:
         return cls(
             name=meta["name"],
             uid=meta["uid"],
+            resource_version=meta.get("resourceVersion", ""),
             number=number,
             owner_uid=controller_uid(raw),
             replicas=int(raw["spec"].get("replicas", 1)),

@@ -40,6 +40,7 @@ _QUORUM: Final[dict[str, str]] = {"Critical": "QuorumCritical", "Lost": "QuorumL
 def transitions(status: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Event]:
     """The Events that the step from the old status to the new one is worth."""
     before = {c["type"]: c for c in old.get("conditions", ())}
+    buffer: Mapping[str, Any] = next((c for c in status.get("conditions", ()) if c["type"] == "LogBufferReady"), {})
     for condition in status.get("conditions", ()):
         kind, word = condition["type"], condition["status"]
         was = before.get(kind, {})
@@ -48,6 +49,9 @@ def transitions(status: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[E
         news = was.get("status") != word or (
             kind in ("Stalled", "LogBufferReady") and was["reason"] != condition["reason"]
         )
+        # What LogBufferReady has said, or says now, needs no second Event when the cluster stalls for it.
+        if kind == "Stalled" and buffer.get("status") == "False" and buffer.get("reason") == condition["reason"]:
+            continue
         if told is not None and news:
             reason, warning = told
             specific = condition["reason"] if kind in ("Stalled", "LogBufferReady") else reason
