@@ -4,6 +4,8 @@
 #   make test    all tests that fit in CI
 #   make demo    the end-to-end scenario, unattended; the exit code tells
 #   make lint    format, lint, types, import contracts, clippy
+#   make conformance-k8s RECORDING=DIR
+#                the playground's API against a recording of a real Kubernetes
 #   make bench   the engine against grpcio, five members against five of etcd
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -11,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find node/native -name '*.rs' -not -path '*/target/*' 2>/dev/null) node/native/Cargo.toml node/native/Cargo.lock
 
-.PHONY: up test demo lint format bench packages clean venv
+.PHONY: up test demo conformance-k8s lint format bench packages clean venv
 
 venv: $(VENV)/.built
 
@@ -46,6 +48,11 @@ up: venv
 
 demo: venv
 	$(BIN)/python tests/e2e/demo.py
+
+# The playground's API server against a recording of a real one: make conformance-k8s RECORDING=DIR
+conformance-k8s: venv
+	@if [ -z "$(RECORDING)" ]; then echo "conformance-k8s: skipped, no RECORDING=DIR given"; \
+	else $(BIN)/python tests/conformance/kubernetes/recorded_replay.py "$(RECORDING)"; fi
 
 bench: venv
 	$(BIN)/python tests/perf/compare.py

@@ -10,10 +10,9 @@ from aiohttp import web
 
 from raftkv_playground.apiserver.errors import Object, PlainNotFound
 from raftkv_playground.apiserver.kinds import Kind, Registry
+from raftkv_playground.apiserver.openapi_custom import META, document, gvk, meta_types, ref
 from raftkv_playground.apiserver.requests import respond
-from raftkv_playground.apiserver.schema.shapes import Shape, builtin
-
-_META = "io.k8s.apimachinery.pkg.apis.meta.v1."
+from raftkv_playground.apiserver.schema.shapes import Shape
 
 
 class OpenApi:
@@ -30,14 +29,16 @@ class OpenApi:
                 for version in versions:
                     kinds = [k for k in self._registry.all() if (k.group, k.version) == (group, version)]
                     path = f"apis/{group}/{version}" if group else f"api/{version}"
-                    documents[path] = self._document(kinds)
+                    custom = all(k.custom for k in kinds)
+                    groups = self._registry.groups()
+                    documents[path] = document(kinds, groups) if custom else self._document(kinds)
             self._cached = (self._registry.generation, documents)
         return documents
 
     def index(self) -> Object:
         paths = {}
-        for path, document in self._documents().items():
-            digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32].upper()
+        for path, found in self._documents().items():
+            digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32].upper()
             paths[path] = {"serverRelativeURL": f"/openapi/v3/{path}?hash={digest}"}
         return {"paths": paths}
 
@@ -52,13 +53,10 @@ class OpenApi:
         paths: dict[str, Object] = {}
         for kind in kinds:
             name = _name(kind)
-            if kind.custom is not None:
-                schemas[name] = _custom_schema(kind)
-            else:
-                _add_type(schemas, kind.shape, name)
-            schemas[name]["x-kubernetes-group-version-kind"] = [_gvk(kind)]
+            _add_type(schemas, kind.shape, name)
+            schemas[name]["x-kubernetes-group-version-kind"] = [gvk(kind)]
             paths |= _paths(kind, name)
-        _add_type(schemas, builtin("ObjectMeta"), _META + "ObjectMeta")
+        schemas |= {name: schema for name, schema in meta_types().items() if name.startswith(META)}
         return {
             "openapi": "3.0.0",
             "info": {"title": "Kubernetes", "version": self._version},
@@ -67,33 +65,8 @@ class OpenApi:
         }
 
 
-def _gvk(kind: Kind) -> Object:
-    return {"group": kind.group, "version": kind.version, "kind": kind.kind}
-
-
 def _name(kind: Kind) -> str:
-    if kind.custom is not None:
-        return ".".join([*reversed(kind.group.split(".")), kind.version, kind.kind])
     return f"io.k8s.api.{kind.group.split('.')[0] or 'core'}.{kind.version}.{kind.kind}"
-
-
-def _ref(name: str) -> Object:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _custom_schema(kind: Kind) -> Object:
-    assert kind.custom is not None
-    schema = dict(kind.custom.schema)
-    properties = {
-        "apiVersion": {"type": "string"},
-        "kind": {"type": "string"},
-        "metadata": {"allOf": [_ref(_META + "ObjectMeta")]},
-    }
-    schema["properties"] = {
-        **properties,
-        **{k: v for k, v in (schema.get("properties") or {}).items() if k not in properties},
-    }
-    return schema
 
 
 def _add_type(schemas: dict[str, Object], shape: Shape, name: str) -> None:
@@ -118,10 +91,11 @@ def _type(schemas: dict[str, Object], shape: Shape) -> Object:
         return schema
     if shape.kind == "map":
         if shape.fields:
-            prefix = _META if shape.type_name in {"ObjectMeta", "LabelSelector", "OwnerReference"} else "io.k8s.api."
-            name = prefix + shape.type_name
+            if META + shape.type_name in meta_types():
+                return {"allOf": [ref(META + shape.type_name)]}
+            name = "io.k8s.api." + shape.type_name
             _add_type(schemas, shape, name)
-            return {"allOf": [_ref(name)]}
+            return {"allOf": [ref(name)]}
         return {"type": "object", "additionalProperties": _type(schemas, shape.extra) if shape.extra else {}}
     match shape.scalar:
         case "time":
@@ -148,20 +122,23 @@ def _query(names: str) -> list[Object]:
 def _paths(kind: Kind, name: str) -> dict[str, Object]:
     root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
     base = f"{root}/namespaces/{{namespace}}/{kind.plural}" if kind.namespaced else f"{root}/{kind.plural}"
-    content = {"application/json": {"schema": _ref(name)}}
+    content = {"application/json": {"schema": ref(name)}}
     answer = {"200": {"description": "OK", "content": content}}
 
     def operation(action: str, parameters: str, body: Any = None) -> Object:
         entry: Object = {"parameters": _query(parameters), "responses": answer}
         if body:
             entry["requestBody"] = {"content": body, "required": True}
-        return {**entry, "x-kubernetes-action": action, "x-kubernetes-group-version-kind": _gvk(kind)}
+        return {**entry, "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk(kind)}
 
     write = "dryRun fieldManager fieldValidation"
     select = "fieldSelector labelSelector limit continue resourceVersion resourceVersionMatch timeoutSeconds watch"
-    patch_types = ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"]
-    if kind.custom is None:
-        patch_types.append("application/strategic-merge-patch+json")
+    patch_types = [
+        "application/json-patch+json",
+        "application/merge-patch+json",
+        "application/apply-patch+yaml",
+        "application/strategic-merge-patch+json",
+    ]
     patch = {t: {"schema": {"type": "object"}} for t in patch_types}
     collection: Object = {}
     if "list" in kind.verbs:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from raftkv_playground.apiserver import errors, fields, metadata
 from raftkv_playground.apiserver.addresses import Addresses
-from raftkv_playground.apiserver.crd.definition import CustomStrategy
+from raftkv_playground.apiserver.crd.definition import CustomStrategy, value_at
 from raftkv_playground.apiserver.errors import FieldError, Object
 from raftkv_playground.apiserver.fields import Manager, Paths
 from raftkv_playground.apiserver.kinds import Kind, Registry
@@ -231,7 +231,20 @@ class Resources:
         self._carry_over(kind, new, old)
         writer = self._writer(kind, subresource, options)
         fields.update(old, new, kind.shape, managers, writer, self._reset(kind, subresource))
+        if subresource == "scale":
+            self._scale_ownership(kind, new, managers, writer)
         return self._change(kind, old, new, managers, subresource, options)
+
+    def _scale_ownership(
+        self, kind: Kind, new: Object, managers: dict[tuple[str, str, str, str], Manager], writer: Manager
+    ) -> None:
+        """As on a real server: scale's entry has no time, and a count of zero, which a Scale's wire form omits, is
+        nobody's."""
+        if entry := managers.get(writer.identity):
+            entry.time = None
+            path = (kind.custom.scale or {})["specReplicasPath"] if kind.custom else ".spec.replicas"
+            if not value_at(new, path):
+                entry.paths.clear()
 
     def _base_managers(self, old: Object, body: Object) -> dict[tuple[str, str, str, str], Manager]:
         """The entries to start from: what the writer sent (it may have edited them), else the stored ones."""

@@ -391,6 +391,8 @@ class Scheduler(Controller):
     async def _report_unschedulable(self, pod: Object, message: str) -> None:
         metadata = pod["metadata"]
         wanted = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        if generation := metadata.get("generation"):
+            wanted["observedGeneration"] = generation
         conditions = status_of(pod).get("conditions") or []
         if any(wanted.items() <= entry.items() for entry in conditions):
             return
