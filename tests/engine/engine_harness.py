@@ -43,7 +43,8 @@ class Harness:
         self.frames: dict[int, list[bytes]] = {}
         self.method_of: dict[int, str] = {}
         self.accept_hello: Callable[[bytes], bool] = lambda hello: True
-        self.paused = threading.Event()
+        self._pause = threading.Event()
+        self._paused = threading.Event()
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="harness", daemon=True)
 
@@ -71,6 +72,16 @@ class Harness:
     def target(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    def pause(self) -> None:
+        """Stops polling; returns when that is so."""
+        self._paused.clear()
+        self._pause.set()
+        self.engine.wake()
+        assert self._paused.wait(20)
+
+    def resume(self) -> None:
+        self._pause.clear()
+
     def of(self, kind: int) -> list[tuple[Any, ...]]:
         return [event for event in self.events if event[0] == kind]
 
@@ -84,7 +95,8 @@ class Harness:
 
     def _run(self) -> None:
         while not self._stop:
-            if self.paused.is_set():
+            if self._pause.is_set():
+                self._paused.set()
                 time.sleep(0.005)
                 continue
             self._turn(self.engine.poll(1.0))

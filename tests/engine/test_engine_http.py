@@ -124,13 +124,12 @@ def test_too_many_connections(launch: Callable[..., Harness]) -> None:
 
 def test_client_that_leaves_before_the_answer(launch: Callable[..., Harness]) -> None:
     server = launch().start()
-    server.paused.set()
-    server.engine.wake()
+    server.pause()
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
         sock.sendall(b"GET /gone HTTP/1.1\r\n\r\n")
         wait_for(lambda: server.stat("http_calls") == 1, "the request")
     wait_for(lambda: server.stat("connections") == 0, "the client has left")
-    server.paused.clear()
+    server.resume()
     _, call_id, *_ = server.event(native.EV_HTTP)
     assert server.event(native.EV_CANCELLED) == (native.EV_CANCELLED, call_id)
 
