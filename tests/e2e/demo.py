@@ -67,13 +67,15 @@ def scale_out_while_the_operator_dies(kubectl: Kubectl) -> None:
     """3 -> 5 by ``kubectl scale``, with a SIGKILL of the operator in the middle."""
     kubectl.run("scale", f"rkv/{NAME}", "--replicas=5")
     wait_until("a fourth member", lambda: len(member_pods(kubectl)) >= 4, _STEP_SECONDS)
-    victims = processes(r"raftkv operator")
+    victims = processes(r"raftkv operator", kubectl.folder)
     if not victims:
         raise ScenarioError("no operator process found")
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     say(f"operator killed (process {', '.join(map(str, victims))}) in the middle of scaling out")
-    wait_until("another operator process", lambda: bool(set(processes(r"raftkv operator")) - set(victims)), 60)
+    wait_until(
+        "another operator process", lambda: bool(set(processes(r"raftkv operator", kubectl.folder)) - set(victims)), 60
+    )
     took = wait_until("five members", lambda: settled(kubectl, 5), _STEP_SECONDS)
     say(f"five members after another {took:.1f} s")
 
@@ -101,7 +103,7 @@ def kill_a_node_process(kubectl: Kubectl) -> None:
     """SIGKILL of one member's process: its pod restarts it, on its own log."""
     victim = next(iter(sorted(member_pods(kubectl))))
     restarts = _restarts(kubectl, victim)
-    pids = processes(rf"raftkv node .*--name[= ]{victim.rsplit('-', 1)[0]}\b")
+    pids = processes(rf"raftkv node .*--name[= ]{victim.rsplit('-', 1)[0]}\b", kubectl.folder)
     if not pids:
         raise ScenarioError(f"no process of {victim} found")
     for pid in pids:
@@ -141,7 +143,7 @@ def delete_and_look_for_remains(kubectl: Kubectl, state: Path) -> None:
     policy = cluster(kubectl)["spec"]["storage"]["retentionPolicy"]["whenDeleted"]
     kubectl.run("delete", "rkv", NAME, "--timeout=180s")
     wait_until("no pods", lambda: not kubectl.pods(f"raftkv.dev/cluster={NAME}"), _STEP_SECONDS)
-    wait_until("no processes", lambda: not processes(rf"raftkv node .*--cluster-name[= ]{NAME}\b"), 60)
+    wait_until("no processes", lambda: not processes(rf"raftkv node .*--cluster-name[= ]{NAME}\b", state), 60)
     if policy != "Delete":
         say(f"the retention policy is {policy}: claims and rings are kept")
         return
@@ -202,7 +204,7 @@ def main() -> int:
         try:
             with playground(state) as kubectl:
                 scenario(kubectl, state)
-            left = processes(re.escape(folder))
+            left = processes("", state)
             if left:
                 raise ScenarioError(f"the playground has left processes behind: {left}")
         except ScenarioError as error:

@@ -35,6 +35,11 @@ class Kubectl:
     kubeconfig: Path
     namespace: str = "default"
 
+    @property
+    def folder(self) -> Path:
+        """On a playground: the folder below which all its files are."""
+        return self.kubeconfig.parent
+
     def run(self, *arguments: str, check: bool = True, timeout_seconds: float = 300) -> str:
         """Runs kubectl and returns its standard output; what it says on failure is in the error."""
         environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
@@ -129,8 +134,8 @@ def member_pods(kubectl: Kubectl) -> dict[str, str]:
     }
 
 
-def processes(pattern: str) -> list[int]:
-    """Process ids whose command line matches."""
+def processes(pattern: str, within: Path) -> list[int]:
+    """Process ids whose command line matches and names a path below the folder (other playgrounds may be running)."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -138,6 +143,6 @@ def processes(pattern: str) -> list[int]:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if re.search(pattern, command):
+            if str(within) in command and re.search(pattern, command):
                 found.append(int(entry.name))
     return found
