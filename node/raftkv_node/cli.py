@@ -1,15 +1,17 @@
 """``raftkv``: one command with subcommands, and ``kubectl raftkv``, which is the same.
 
-``node`` belongs to this package and is known here. All others are found in the entry-point group
+``node`` and ``adr`` belong to this package and are known here. All others are found in the entry-point group
 ``raftkv.commands`` and loaded only when they are asked for, so that starting a node never imports an operator.
 An entry point is a function that takes the arguments after its name and returns an exit code.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from . import __version__
 from .config import EXIT_USAGE
@@ -24,12 +26,33 @@ def _node(arguments: Sequence[str]) -> int:
     return run_node(arguments)
 
 
+def _adr(arguments: Sequence[str]) -> int:
+    from .adr import tools
+
+    parser = argparse.ArgumentParser(prog="raftkv adr", description="Looks at a log buffer; changes nothing.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    probe = commands.add_parser("probe", help="what a folder offers: medium, durability level, flush instruction")
+    probe.add_argument("folder", type=Path)
+    for name, text in (("inspect", "manifest, ring headers and segments"), ("verify", "reads every record")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("data_dir", type=Path)
+        command.add_argument("--adr-path", type=Path)
+    try:
+        chosen = parser.parse_args(arguments)
+    except SystemExit as end:
+        return EXIT_USAGE if end.code else 0
+    if chosen.command == "probe":
+        return tools.probe(chosen.folder)
+    run = tools.inspect if chosen.command == "inspect" else tools.verify
+    return run(chosen.data_dir, chosen.adr_path)
+
+
 def _version(_arguments: Sequence[str]) -> int:
     print(f"raftkv {__version__}")
     return 0
 
 
-OWN_COMMANDS: dict[str, Command] = {"node": _node, "version": _version}
+OWN_COMMANDS: dict[str, Command] = {"node": _node, "adr": _adr, "version": _version}
 
 
 def _installed() -> dict[str, EntryPoint]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raftkv_node.adr.ringlog import RingLog
 from raftkv_node.server import versions
 from raftkv_node.server.admin import ring_bytes
 from raftkv_node.server.metrics import ETCD_BUCKETS, Gauges, Histogram
@@ -93,7 +94,7 @@ def _log(result: Gauges, member: Member) -> None:
             "adr_ring_used_bytes": float(used),
             "adr_ring_high_watermark_bytes": float(stats["high_watermark_bytes"]),
             "adr_drain_lag_bytes": float(max(0, stats["durable_lsn"] - stats["drained_lsn"])),
-            "adr_drain_lag_seconds": stats.get("drain_lag_milliseconds", 0) / 1000,
+            "adr_drain_lag_seconds": _drain_lag_seconds(member),
             "adr_log_segments": float(stats["segments"]),
             "adr_log_segment_bytes": float(stats["segment_bytes"]),
             "adr_generation": float(stats["generation"]),
@@ -114,6 +115,11 @@ def _log(result: Gauges, member: Member) -> None:
     )
     result.histograms["etcd_disk_wal_fsync_duration_seconds"] = _DURATIONS.syncs
     result.histograms["etcd_disk_backend_commit_duration_seconds"] = _DURATIONS.commits
+
+
+def _drain_lag_seconds(member: Member) -> float:
+    """Age of what is durable in the buffer but not on disk yet; 0 in disk mode."""
+    return member.log.drain_lag_seconds() if isinstance(member.log, RingLog) else 0.0
 
 
 def _store(result: Gauges, member: Member) -> None:
