@@ -12,7 +12,6 @@ timing, caches or who is asking.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -24,15 +23,13 @@ from raftkv_node.pb import rpc_pb2
 
 from . import commands
 from .backend import (
-    APPLIED,
-    APPLIED_KEY,
     CONFIGURATION_KEY,
     REVISION_KEY,
     REVISIONS,
     Backend,
     Chunk,
 )
-from .encoding import HeaderEncoder, main_of, record_id, record_key, record_numbers, simple_put, varint
+from .encoding import HeaderEncoder, record_id, simple_put, varint
 from .encoding import field as encode_field
 from .errors import (
     COMPACTED,
@@ -42,13 +39,13 @@ from .errors import (
     MALFORMED_REQUEST,
     CommandError,
     EtcdError,
-    StoreCorrupt,
     StoreError,
 )
 from .hashing import hash_records
 from .mvcc import Mvcc, RevisionEvents
 from .ranges import count_response, has_filters, interval_end, range_response, resolve_revision, scan_limit
 from .reads import INLINE_BYTES, INLINE_KEYS, ApplyView, ColdRead, PinnedView, Pins, read_only_txn, rows_at
+from .recovery import recover
 from .txn import (
     Path,
     apply_path,
@@ -198,55 +195,14 @@ class Store:
         return self._header.field(self.mvcc.revision if revision is None else revision)
 
     def _recover(self) -> None:
-        mvcc, backend = self.mvcc, self.backend
-        try:
-            meta = backend.load_meta()
-            if APPLIED_KEY in meta:
-                self.applied_index, self.applied_term = APPLIED.unpack(meta[APPLIED_KEY])
-                backend.committed_index = self.applied_index
-            if CONFIGURATION_KEY in meta:
-                stored = meta[CONFIGURATION_KEY]
-                self.configuration_index = int.from_bytes(stored[:8], "big")
-                self.configuration = stored[8:]
-            if REVISION_KEY in meta:
-                mvcc.revision, mvcc.compact_revision = REVISIONS.unpack(meta[REVISION_KEY])
-            self.members = backend.load_members()
-        except struct.error as error:
-            raise StoreCorrupt(f"the backend's meta data cannot be read: {error}") from error
+        found = recover(self.backend, self.mvcc)
+        self.applied_index, self.applied_term = found.applied_index, found.applied_term
+        self.configuration, self.configuration_index = found.configuration, found.configuration_index
+        self.members = found.members
         self.set_term(self.applied_term)
-        newest = self._load_records()
-        if newest > mvcc.revision:
-            raise StoreCorrupt(f"the backend holds revision {newest}, but its newest one should be {mvcc.revision}")
-        mvcc.evict()
-        if mvcc.compact_revision > 0:
-            self._sweep, mvcc.index.versioned = mvcc.index.versioned, set()
-
-    def _load_records(self) -> int:
-        """Rebuilds the index with one scan; the newest main revision found."""
-        mvcc = self.mvcc
-        index, warm = mvcc.index, mvcc.warm
-        rid = b""
-        count = 0
-        try:
-            with self.backend.all_records() as records:
-                for rid, data in records:
-                    if rid[11] & 1:
-                        key = record_key(data)
-                        index.restore(key, rid, 0, 0)
-                        warm(key, None)
-                    else:
-                        key, create, mod, version = record_numbers(data)
-                        if mod != main_of(rid) or not version:
-                            raise ValueError("revision and content differ")
-                        index.restore(key, rid, create, version)
-                        warm(key, data)
-                    count += 1
-                    if not count & 0xFFF:
-                        mvcc.evict()
-        except (ValueError, IndexError) as error:
-            raise StoreCorrupt(f"the backend's record {rid.hex()} cannot be read: {error}") from error
-        index.build_orders()
-        return main_of(rid) if rid else 0
+        if self.mvcc.compact_revision > 0:
+            # A purge may have been cut off.
+            self._sweep, self.mvcc.index.versioned = self.mvcc.index.versioned, set()
 
     # State.
 
