@@ -181,9 +181,13 @@ class Raft(Elections):
         """Send a proposal to the leader, once and never again (M16).
 
         If the leader refuses it, a later Ready has a `RejectedProposal` with `context`; otherwise its fate shows only
-        in what is applied. Raises `NotLeaderError` when no leader is known, or this member leads (use `propose`).
+        in what is applied. Raises `NotLeaderError` when no leader is known. If this member leads by now, it proposes
+        (and raises what `propose` raises).
         """
-        if self.leader_id in (NO_MEMBER, self.id):
+        if self.role == Role.LEADER:
+            self.propose(data)
+            return
+        if self.leader_id == NO_MEMBER:
             raise NotLeaderError(NO_MEMBER)
         self._forward_sequence += 1
         self._send(
