@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from raftkv_node.raft import ReadFailureReason
-from raftkv_node.store.errors import TIMEOUT, TOO_MANY_REQUESTS, EtcdError
+from raftkv_node.store.errors import TIMEOUT, TIMEOUT_WAITING_FOR_APPLIED_INDEX, TOO_MANY_REQUESTS, EtcdError
 
 Resume = Callable[[EtcdError | None], None]
 
@@ -128,7 +128,7 @@ class Reads:
             self._confirmed = [item for item in self._confirmed if item not in late]
             self._confirmed.sort(key=lambda item: item[:2])
             for _, _, group in late:
-                self._end(group, TIMEOUT)
+                self._end(group, TIMEOUT_WAITING_FOR_APPLIED_INDEX)
 
     def abandon(self, error: EtcdError) -> None:
         """End all reads."""
