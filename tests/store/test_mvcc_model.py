@@ -102,9 +102,11 @@ def _rest(request: rpc_pb2.RangeRequest) -> dict[str, Any]:
 
 @SETTINGS
 @given(
-    st.lists(st.tuples(st.lists(writes, min_size=1, max_size=3), moments), max_size=14), st.lists(ranges, max_size=6)
+    steps=st.lists(st.tuples(st.lists(writes, min_size=1, max_size=3), moments), max_size=14),
+    reads=st.lists(ranges, max_size=6),
+    crash_first=st.booleans(),
 )
-def test_every_answer_is_the_models(steps: list[tuple[list[Any], str]], reads: list[Any]) -> None:
+def test_every_answer_is_the_models(steps: list[tuple[list[Any], str]], reads: list[Any], crash_first: bool) -> None:
     with fast_folder() as folder:
         pair = Pair(Path(folder))
         for requests, moment in steps:
