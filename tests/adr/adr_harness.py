@@ -12,12 +12,14 @@ from typing import Any
 from raftkv_node.adr import Environment, Identity, Level, Log, LogOptions, Medium, Probe, Record, Recovered, entry
 from raftkv_node.adr.manifest import Manifest, read_manifest, write_manifest
 from raftkv_node.adr.ringfile import RingSeen, find_rings, ring_folder
+from raftkv_node.adr.ringlog import RingLog
 
 KIB = 1 << 10
 #: Small enough to enumerate, large enough for a few records: two header pages and the data.
 SMALL_RING_BYTES = 8 * KIB + 16 * KIB
 CLUSTER, MEMBER, NUMBER, DISK = 0xC1, 0xA1, 3, b"\x07" * 16
 PATIENCE_SECONDS = 30.0
+NEVER_BYTES = 1 << 62
 
 
 @dataclass
@@ -82,7 +84,10 @@ class Member:
         return LogOptions(**{**values, **self.changes, **changes})
 
     def open(self, **changes: Any) -> tuple[Log, Recovered]:
-        return Log.open(self.options(**changes))
+        log, recovered = Log.open(self.options(**changes))
+        if isinstance(log, RingLog):
+            log._drain_at_bytes = NEVER_BYTES
+        return log, recovered
 
     @property
     def ring_folder(self) -> Path:

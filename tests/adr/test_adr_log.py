@@ -183,8 +183,8 @@ def test_entries_are_read_from_ring_and_segments_alike(member: Member) -> None:
     log.close()
 
 
-def test_disk_mode_calls_back_when_durable(tmp_path: Path) -> None:
-    member = Member(tmp_path, Machine(), ring=False).make()
+def test_disk_mode_calls_back_when_durable(folder: Path) -> None:
+    member = Member(folder, Machine(), ring=False).make()
     log, _ = member.open()
     seen: list[int] = []
     log.on_durable = seen.append
@@ -227,3 +227,15 @@ def test_sizes_out_of_bounds_are_refused(member: Member) -> None:
         with pytest.raises(Unusable):
             member.open(adr_size_bytes=size, adr_size_limits_bytes=limits)
     assert list(member.data.iterdir()) == []
+
+
+def test_a_small_ring_is_drained_when_half_of_it_is_used(member: Member) -> None:
+    log, _ = member.open()
+    assert isinstance(log, RingLog)
+    log._drain_at_bytes = log._ring.data_bytes // 2
+    log.append(entries(1, 1, 2, bytes(2000)))
+    assert log.stats()["drains"] == 0
+    log.append(entries(1, 3, 3, bytes(2000)))
+    until(lambda: log.stats()["ring_used_bytes"] == 0)
+    assert log.stats()["drain_lag_milliseconds"] == 0
+    log.close()

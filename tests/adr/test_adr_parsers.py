@@ -146,8 +146,8 @@ def test_a_member_with_any_damaged_file_opens_or_refuses(data: st.DataObject) ->
         shutil.rmtree(folder)
 
 
-def test_tools_tell_what_is_there(tmp_path: Path) -> None:
-    member = Member(tmp_path, Machine()).make()
+def test_tools_tell_what_is_there(folder: Path) -> None:
+    member = Member(folder, Machine()).make()
     log, _ = member.open()
     durably(log, [hard_state(3, 5, 1), *entries(3, 1, 4)])
     said: list[str] = []

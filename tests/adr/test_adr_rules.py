@@ -143,9 +143,9 @@ def test_d2_segments_of_disk_mode_follow_the_same_rule() -> None:
 # --- D3 ---
 
 
-def test_d3_a_dropped_tail_never_comes_back(tmp_path: Path) -> None:
+def test_d3_a_dropped_tail_never_comes_back(folder: Path) -> None:
     """Disk mode: a batch of three is torn in its first record."""
-    member = Member(tmp_path, Machine(), ring=False).make()
+    member = Member(folder, Machine(), ring=False).make()
     log, _ = member.open()
     keep = durably(log, entries(1, 1, 2))
     durably(log, entries(1, 3, 3))
@@ -194,7 +194,7 @@ def test_d4_stores_and_flushes_come_before_the_fence(path: Path) -> None:
     assert recording.uncertain(2) != []
 
 
-def test_d4_disk_mode_says_durable_only_after_the_sync(tmp_path: Path) -> None:
+def test_d4_disk_mode_says_durable_only_after_the_sync(folder: Path) -> None:
     class Slow(Files):
         syncing: Any = None
 
@@ -203,7 +203,7 @@ def test_d4_disk_mode_says_durable_only_after_the_sync(tmp_path: Path) -> None:
             super().fdatasync(fd)
 
     files = Slow()
-    member = Member(tmp_path, Machine(), ring=False).make()
+    member = Member(folder, Machine(), ring=False).make()
     log, _ = member.open(files=files)
     seen: list[int] = []
     log.on_durable = seen.append

@@ -256,14 +256,18 @@ class Log(ABC):
                 try:
                     read = self._segments.read(segment, run)
                 except FileNotFoundError:
-                    break  # released meanwhile
+                    read = []
+            if not read:
+                break  # released meanwhile, or not there yet
             found += read
             position = end
         return found
 
     @abstractmethod
     def _read_undrained(self, run: list[tuple[int, int, int]]) -> list[StoredEntry] | None:
-        """The entries at `run` (index, LSN, bytes), not yet in a synced segment. None: they are there by now."""
+        """The entries at `run` (index, LSN, bytes), not yet in a synced segment. None: they are there by now; empty:
+        they
+        are released, or nowhere yet."""
 
     # --- background ---
 

@@ -39,6 +39,8 @@ class RingLog(Log):
         self._header = header
         self._path = path
         self._drained = ring.durable_lsn
+        #: A small ring is drained when half of it is used, however large the drain size.
+        self._drain_at_bytes = min(opened.options.drain_size_bytes, ring.data_bytes // 2)
         #: Start LSNs of segments to come: the appender decides, the drain follows.
         self._boundaries: deque[int] = deque()
         self._new_segment = True
@@ -74,7 +76,7 @@ class RingLog(Log):
         self._appended(len(batch), end - start, end - ring.reclaimed_lsn)
         if self._lag_since is None:
             self._lag_since = now()
-        if held >= self._options.drain_size_bytes:
+        if held >= self._drain_at_bytes:
             self._wake.set()
         return end
 
@@ -100,6 +102,8 @@ class RingLog(Log):
         except LogCorrupt as error:
             if self._segments.segment_at(lo) is not None:
                 return None
+            if run[0][0] < self.first_index:
+                return []
             raise LogFailed(f"the log buffer is damaged: {error}") from error
         return [StoredEntry(*item) for item in found]
 
@@ -216,6 +220,8 @@ class RingLog(Log):
             "fences": ring.fences,
             "ring_size_bytes": ring.data_bytes,
             "ring_used_bytes": ring.durable_lsn - ring.reclaimed_lsn,
+            "ring_wraps": ring.durable_lsn // ring.data_bytes - self._header.start_lsn // ring.data_bytes,
+            "drain_lag_milliseconds": round(self.drain_lag_seconds() * 1000),
         }
 
     def drain_lag_seconds(self) -> float:
