@@ -216,8 +216,13 @@ class Container:
         async with asyncio.TaskGroup() as group:
             if probe := self.spec.get("readinessProbe"):
                 group.create_task(self._probe("Readiness", probe, self._set_ready))
-            if probe := self.spec.get("livenessProbe"):
-                group.create_task(self._probe("Liveness", probe, lambda passed: self._judge_life(process, passed)))
+            if life := self.spec.get("livenessProbe"):
+
+                async def judge(passed: bool) -> None:
+                    if not passed:
+                        await self._kill(process, "liveness probe", life)
+
+                group.create_task(self._probe("Liveness", life, judge))
 
     async def _until_started(self, process: Process, probe: Object) -> None:
         verdict: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -226,7 +231,7 @@ class Container:
             if passed and not verdict.done():
                 verdict.set_result(None)
             elif not passed:
-                await self._kill(process, "startup probe")
+                await self._kill(process, "startup probe", probe)
 
         task = asyncio.create_task(self._probe("Startup", probe, judge))
         try:
@@ -256,13 +261,11 @@ class Container:
         self.state.ready = passed
         self.worker.changed()
 
-    async def _judge_life(self, process: Process, passed: bool) -> None:
-        if not passed:
-            await self._kill(process, "liveness probe")
-
-    async def _kill(self, process: Process, why: str) -> None:
+    async def _kill(self, process: Process, why: str, probe: Object | None = None) -> None:
+        """Within the probe's own grace period, if it names one."""
         self.worker.event("Normal", "Killing", f"Container {self.name} failed {why}, will be restarted")
-        await process.stop(self.worker.grace_seconds)
+        own = (probe or {}).get("terminationGracePeriodSeconds")
+        await process.stop(self.worker.grace_seconds if own is None else float(own))
 
     # -- stop
 

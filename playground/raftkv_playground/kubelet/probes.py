@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,8 @@ async def check(action: Mapping[str, Any], target: Target, timeout_seconds: floa
     except TimeoutError:
         return False, f"timed out after {timeout_seconds:g} s"
     except aiohttp.ClientConnectorError as error:
-        return False, f"{error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
+        number = error.os_error.errno
+        return False, f"{error.host}:{error.port}: {os.strerror(number) if number else error.os_error}"
     except (OSError, ValueError, LookupError, aiohttp.ClientError) as error:
         return False, str(error) or type(error).__name__
     return False, "no action that this kubelet knows"

@@ -72,10 +72,12 @@ class Attachments:
     holders: dict[str, tuple[str, set[str]]] = field(default_factory=dict)
 
     def attach(self, volume: str, node: str, pod_uid: str, modes: list[str]) -> None:
-        """Raises MountError if another node has it."""
+        """Raises MountError if another node has it, or another pod what is for one pod only."""
         if "ReadWriteMany" in modes or "ReadOnlyMany" in modes:
             return
         held = self.holders.get(volume)
+        if held is not None and "ReadWriteOncePod" in modes and held[1] - {pod_uid}:
+            raise MountError(f'volume "{volume}" is still in use by another pod')
         if held is not None and held[0] != node:
             raise MountError(
                 f'Multi-Attach error for volume "{volume}": Volume is already used by pod(s) on node {held[0]}'

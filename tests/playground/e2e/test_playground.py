@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from raftkv_playground.janitor import marked
+from raftkv_playground.objects import owner_reference
 
 from .conftest import Playground, eventually, fetch
 
@@ -310,3 +311,93 @@ def test_nothing_is_left_when_the_supervisor_is_killed(fresh: Playground) -> Non
     with pytest.raises(urllib.error.URLError):
         fetch(f"http://{address}:8080/")
     eventually("no file is left", lambda: not state.exists() and not memory.exists())
+
+
+def test_a_pod_with_everything(playground: Playground) -> None:
+    """Init container, sidecar, configuration by environment and files, shared volume, exec probe, hooks."""
+    play = playground
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "conf"}, "data": {"WORD": "plain"}}
+    shared, files = {"name": "shared", "mountPath": "/shared"}, {"name": "files", "mountPath": "/files"}
+    first = {"name": "first", "image": "app", "args": ["--file=/shared/starts", "--exit=0"], "volumeMounts": [shared]}
+    side = {**an_app("--file=/shared/side"), "name": "side", "restartPolicy": "Always", "volumeMounts": [shared]}
+    side["args"] = ["--listen=127.0.0.1:0", "--file=/shared/side"]
+    del side["readinessProbe"], side["ports"]
+    main = an_app(
+        "--file=/shared/starts",
+        envFrom=[{"configMapRef": {"name": "conf"}}],
+        volumeMounts=[shared, files],
+        lifecycle={"preStop": {"exec": {"command": ["app", "--file=/disk/stopped", "--exit=0"]}}},
+        livenessProbe={"exec": {"command": ["app", "--exit=0"]}, "periodSeconds": 5, "timeoutSeconds": 30},
+        startupProbe={"tcpSocket": {"port": "http"}, "periodSeconds": 1, "failureThreshold": 60, "timeoutSeconds": 10},
+    )
+    main["volumeMounts"].append({"name": "disk", "mountPath": "/disk"})
+    volumes = [
+        {"name": "shared", "emptyDir": {"medium": "Memory"}},
+        {"name": "files", "configMap": {"name": "conf"}},
+        {"name": "disk", "hostPath": {"path": "/var/disk", "type": "DirectoryOrCreate"}},
+    ]
+    pod = a_pod("all", main, initContainers=[first, side], volumes=volumes, nodeName="node-3")
+    play.apply(config, pod)
+    play.kubectl("wait", "pod/all", "--for=condition=Ready", "--timeout=60s")
+    status = play.get("pod", "all")["status"]
+    assert [s["state"].keys() for s in status["initContainerStatuses"]] == [{"terminated"}, {"running"}]
+    assert fetch(f"http://{status['podIP']}:8080/") == "all 2\n", "the init container started first, in the same volume"
+    environment = Path(f"/proc/{play.pid_of('all')}/environ").read_bytes().split(b"\0")
+    assert b"WORD=plain" in environment
+    assert play.kubectl("logs", "all", "-c", "first").splitlines()[0] == "started 1"
+    assert play.state is not None
+    stopped = play.state / "nodes/node-3/rootfs/var/disk/stopped"
+    assert not stopped.exists()
+    play.kubectl("delete", "pod", "all", "--timeout=60s")
+    assert stopped.read_text() == "1", "the hook ran before the end"
+    play.kubectl("delete", "configmap", "conf")
+
+
+def test_a_failing_liveness_probe_restarts(playground: Playground) -> None:
+    play = playground
+    probe = {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 1}
+    probe["timeoutSeconds"] = 10
+    play.apply(a_pod("alive", an_app(livenessProbe=probe, startupProbe={**probe, "failureThreshold": 60})))
+    play.kubectl("wait", "pod/alive", "--for=condition=Ready", "--timeout=60s")
+    fetch(f"http://{play.get('pod', 'alive')['status']['podIP']}:8080/ready/0")
+    status = eventually("a restart", lambda: _restarted(play, "alive"))
+    assert status["lastState"]["terminated"]["exitCode"] == 0, "it was asked, and ended by itself"
+    play.kubectl("delete", "pod", "alive", "--timeout=60s")
+
+
+def test_owners_and_dependents(playground: Playground) -> None:
+    """Background, foreground and orphan deletion."""
+    play = playground
+
+    def config(name: str, *owners: Object, **more: Any) -> Object:
+        references = [owner_reference(owner, controller=False) for owner in owners]
+        metadata = {"name": name, "ownerReferences": references, **more}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+
+    def names() -> set[str]:
+        return {c["metadata"]["name"] for c in play.get("configmaps")["items"]} - {"kube-root-ca.crt"}
+
+    play.apply(config("a"), config("b"))
+    a, b = play.get("cm", "a"), play.get("cm", "b")
+    play.apply(
+        config("of-a", a), config("of-both", a, b), config("stray", {**a, "metadata": {"name": "a", "uid": "x"}})
+    )
+    eventually("an owner that never was", lambda: "stray" not in names())
+    play.kubectl("delete", "cm", "a")
+    eventually("only what has no owner left goes", lambda: names() == {"b", "of-both"})
+    eventually(
+        "the lost owner is forgotten", lambda: len(play.get("cm", "of-both")["metadata"]["ownerReferences"]) == 1
+    )
+
+    play.kubectl("delete", "cm", "b", "--cascade=orphan")
+    eventually("b went alone", lambda: names() == {"of-both"})
+    assert not play.get("cm", "of-both")["metadata"].get("ownerReferences")
+
+    play.apply(config("top"))
+    play.apply(config("below", play.get("cm", "top"), finalizers=["example.com/hold"]))
+    play.kubectl("delete", "cm", "top", "--cascade=foreground", "--wait=false")
+    eventually("the dependent is going", lambda: play.get("cm", "below")["metadata"].get("deletionTimestamp"))
+    assert "top" in names(), "it waits for what blocks it"
+    play.kubectl("patch", "cm", "below", "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+    eventually("then both go", lambda: names() == {"of-both"})
+    play.kubectl("delete", "cm", "of-both")
