@@ -58,7 +58,8 @@ class EventRecorder:
     async def drain(self, timeout_seconds: float) -> None:
         """Wait until what was recorded is written, but no longer than ``timeout_seconds``."""
         try:
-            await asyncio.wait_for(self._pending.join(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._pending.join()
         except TimeoutError:
             log.info("some events were not written")
 

@@ -164,7 +164,8 @@ class GarbageCollector:
             resource = self._resources[key] = served[key]
             informer = self._informers.of(resource)
             informer.add_handler(self._changed(resource))
-        await asyncio.wait_for(self._informers.synced(), 10)
+        async with asyncio.timeout(10):
+            await self._informers.synced()
 
     async def run(self) -> None:
         self._informers.start()
@@ -197,7 +198,8 @@ class GarbageCollector:
                 log.info("discovery: %s", error)
                 wait = 1.0
             try:
-                await asyncio.wait_for(self._again.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._again.wait()
                 # A new definition is served a moment after it appears.
                 await asyncio.sleep(0.2)
             except TimeoutError:

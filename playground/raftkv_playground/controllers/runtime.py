@@ -74,7 +74,8 @@ class WorkQueue:
                 return key
             timeout = self._later[0][0] - clock if self._later else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
 
     def done(self, key: Key, again_after_seconds: float | None = None) -> None:
         self._failures.pop(key, None)

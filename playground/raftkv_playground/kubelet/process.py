@@ -91,10 +91,14 @@ class Process:
     async def stop(self, grace_seconds: float) -> Exit:
         """SIGTERM to the program; SIGKILL to its whole session after ``grace_seconds``."""
         self.signal(signal.SIGTERM)
+        # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes in the moment of success, and
+        # a probe that kills its container is cancelled in just that moment.
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self.wait(), max(grace_seconds, 0))
+            async with asyncio.timeout(max(grace_seconds, 0)):
+                return await self.wait()
         self.signal_group(signal.SIGKILL)
-        return await asyncio.wait_for(self.wait(), KILL_WAIT_SECONDS)
+        async with asyncio.timeout(KILL_WAIT_SECONDS):
+            return await self.wait()
 
 
 async def run_once(
@@ -112,7 +116,8 @@ async def run_once(
         start_new_session=True,
     )
     try:
-        output, _ = await asyncio.wait_for(child.communicate(), timeout_seconds)
+        async with asyncio.timeout(timeout_seconds):
+            output, _ = await child.communicate()
     except BaseException:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)

@@ -87,7 +87,8 @@ class ServiceProxy:
                 self._changed.clear()
                 complete = await self._reconcile()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), None if complete else BIND_RETRY_SECONDS)
+                    async with asyncio.timeout(None if complete else BIND_RETRY_SECONDS):
+                        await self._changed.wait()
         finally:
             for server in self._servers.values():
                 server.close()
@@ -137,7 +138,8 @@ class ServiceProxy:
     async def _forward(self, frontend: Frontend, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for host, port in self._choose(frontend):
             try:
-                back = await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_SECONDS)
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    back = await asyncio.open_connection(host, port)
                 break
             except (OSError, TimeoutError):
                 continue

@@ -375,7 +375,8 @@ class PodWorker:
             gone.cancel()
         # The containers' own loops still have to take note of their ends.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._settled()), 5)
+            async with asyncio.timeout(5):
+                await self._settled()
         await self._stop_sidecars(min(seconds, FORCED_GRACE_SECONDS))
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
