@@ -19,6 +19,36 @@ import cel
 from raftkv_playground.apiserver.crd.openapi import json_type
 from raftkv_playground.apiserver.errors import FieldError, Object, forbidden_field, go_value
 
+_FUNCTIONS = frozenset(
+    (
+        "bytes",
+        "contains",
+        "double",
+        "duration",
+        "dyn",
+        "endsWith",
+        "getDate",
+        "getDayOfMonth",
+        "getDayOfWeek",
+        "getDayOfYear",
+        "getFullYear",
+        "getHours",
+        "getMilliseconds",
+        "getMinutes",
+        "getMonth",
+        "getSeconds",
+        "int",
+        "matches",
+        "size",
+        "startsWith",
+        "string",
+        "timestamp",
+        "type",
+        "uint",
+    )
+)
+"""Functions that the CEL library evaluates; a rule that calls another is refused when the definition is created."""
+
 _REASONS = {
     "FieldValueInvalid": "Invalid value",
     "FieldValueForbidden": "Forbidden",
@@ -119,6 +149,17 @@ def _compile(spec: Object, schema: Object, at: str, errors: list[FieldError]) ->
     except ValueError as error:
         complain("compilation failed: " + str(error).split(": ", 1)[-1])
         return None
+    if unknown := sorted(n for n in program.functions() if n[0].isalpha() and n not in _FUNCTIONS):
+        name = unknown[0]
+        column = text.find(name) + 1
+        complain(
+            f"compilation failed: ERROR: <input>:1:{column}: undeclared reference to '{name}' (in container '')\n | "
+            + text.replace("\n", "\n | ")
+            + "\n | "
+            + "." * (column - 1)
+            + "^"
+        )
+        return None
     if (found := _undefined_field(text, schema)) is not None:
         column, name = found
         source = text.replace("\n", "\n | ")
@@ -210,8 +251,12 @@ def _undefined_field(text: str, schema: Object) -> tuple[int, str] | None:
 def check(value: Any, old: Any, node: RuleNode, path: str, *, exists_old: bool) -> list[FieldError]:
     """Complaints of all rules that apply to ``value`` (and, with ``exists_old``, to its change from ``old``)."""
     errors: list[FieldError] = []
+    unchanged = exists_old and value == old
     for rule in node.rules:
         if rule.transition and not exists_old and not rule.spec.get("optionalOldSelf"):
+            continue
+        if unchanged and not rule.transition:
+            # Like the schema, rules do not hold against an object what an update leaves as it was.
             continue
         if error := _evaluate(rule, value, old if exists_old else None, node.schema, path):
             errors.append(error)
