@@ -234,6 +234,31 @@ def test_d15_a_failed_commit_is_latched(driver: Driver, monkeypatch: pytest.Monk
         driver.put(b"b")
 
 
+def test_a_listener_that_fails_is_not_overlooked(make_driver: Callable[..., Driver]) -> None:
+    def refuse(index: int) -> None:
+        raise RuntimeError(f"no room for {index}")
+
+    driver = make_driver(on_commit=refuse)
+    driver.put(b"a")
+    driver.store.set_durable_index(1)
+    driver.store.backend.commit_now()
+    assert str(driver.store.failed) == "no room for 1"
+
+
+def test_an_apply_that_breaks_off_is_the_end(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(driver.store.mvcc, "evict", fail)
+    with pytest.raises(MemoryError):
+        driver.put(b"a")
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="has failed"):
+        driver.put(b"b")
+    driver.store.set_durable_index(9)
+    assert not driver.store.backend.commit_now() and driver.store.committed_index == 0
+
+
 def test_values_outside_the_cache_are_read_by_a_worker(make_driver: Callable[..., Driver]) -> None:
     driver = make_driver(value_cache_bytes=2000)
     for n in range(100):

@@ -307,7 +307,12 @@ class Backend:
         self.committed_index = taken[-1].index
         self.chunks_committed += len(taken)
         if self.on_commit is not None:
-            self.on_commit(self.committed_index)
+            try:
+                self.on_commit(self.committed_index)
+            except Exception as error:
+                # Whoever listens would wait for ever for what this thread no longer does.
+                self.failure = error
+                return False
         return True
 
     def _write(self, chunks: Chunks) -> None:
