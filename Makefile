@@ -58,8 +58,7 @@ bench: venv
 	$(BIN)/python tests/perf/compare.py
 
 # Debian's packages that the tests drive: etcdctl, h2load, Prometheus, Helm's template libraries, kubectl where there is none.
-PACKAGES := debootstrap etcd-client golang-github-ghodss-yaml-dev golang-github-masterminds-sprig-dev golang-go \
-  nghttp2-client prometheus
+PACKAGES := debootstrap etcd-client golang-github-ghodss-yaml-dev golang-github-masterminds-sprig-dev golang-go nghttp2-client
 packages:
 	command -v apt-get >/dev/null || { echo "no apt-get here: install $(PACKAGES) and kubectl by hand"; exit 1; }
 	apt-get -qq update

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from kube import NAME, SAMPLE, START_SECONDS, Kubectl, playground, settled, wait_until
 

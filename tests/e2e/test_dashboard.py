@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from debian import PackageUnavailable, unpacked
 from kube import NAME, ROOT, Kubectl, wait_until
 from writer import Writer
 
@@ -56,9 +56,10 @@ def _credentials(kubectl: Kubectl, folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def prometheus(live_cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prometheus that scrapes the live cluster by the shipped job, while somebody writes."""
-    binary = shutil.which("prometheus")
-    if binary is None:
-        pytest.skip("Prometheus is not installed (make packages)")
+    try:
+        binary = str(unpacked(("prometheus",)) / "prometheus")
+    except PackageUnavailable as error:
+        pytest.skip(f"no Prometheus with Kubernetes service discovery: {error}")
     folder = tmp_path_factory.mktemp("prometheus")
     jobs = yaml.safe_load(_SCRAPE.read_text())
     for job in jobs:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from debian import debian_mirror
 
 _ROOT = Path(__file__).parents[2]
 _BASE = "raftkv-test-base"
@@ -31,22 +36,13 @@ def _why_not() -> str | None:
     return None
 
 
-def _debian_mirror() -> str:
-    import sys
-
-    sys.path.insert(0, str(_ROOT / "tests" / "perf"))
-    from debian_etcd import debian_mirror
-
-    return debian_mirror()
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A minimal Debian 13, imported as an image."""
     if _docker("image", "inspect", _BASE).returncode == 0:
         return _BASE
     root = tmp_path_factory.mktemp("base") / "root"
-    command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", "trixie", str(root), _debian_mirror()]
+    command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", "trixie", str(root), debian_mirror()]
     subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_SECONDS)
     own = Path("/usr/local/share/ca-certificates")
     for certificate in own.glob("*.crt"):

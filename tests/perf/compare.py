@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from clusters import Cluster, EtcdCluster, RaftKVCluster
-from debian_etcd import EtcdUnavailable, etcd_folder
+from debian import PackageUnavailable, unpacked
 from loader import run_load
 
 _TMPFS = Path("/dev/shm")
@@ -111,8 +112,8 @@ def main() -> int:
     parser.add_argument("--bar", type=float, default=1.5, help="puts/s of RaftKV adr over etcd's at 1,000 in flight")
     options = parser.parse_args()
     try:
-        etcd = etcd_folder(Path(".cache/etcd"))
-    except EtcdUnavailable as error:
+        etcd = unpacked(("etcd-server", "etcd-client"))
+    except PackageUnavailable as error:
         print(f"bench: no etcd to compare with: {error}", file=sys.stderr)
         return 2
     contenders = _contenders(etcd, options.members, options.disk)

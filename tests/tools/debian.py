@@ -1,25 +1,24 @@
-"""The newest etcd that Debian's suites have, unpacked beside the system.
+"""Programs from Debian's later suites, unpacked beside the system.
 
-A stable Debian carries etcd 3.4; the comparison wants the newest. So the packages of a later suite are downloaded with
-an apt configuration of their own (the system's stays as it is, nothing is installed) and unpacked into a cache folder.
-The mirror is the one that this machine's own apt sources name.
+A stable Debian carries an etcd 3.4 and a Prometheus without Kubernetes service discovery; the tests want newer ones. So
+packages of a later suite are downloaded with an apt configuration of their own (the system's stays as it is, nothing is
+installed) and unpacked into a cache folder. The mirror is the one that this machine's own apt sources name.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 _SUITES = ("sid", "trixie")
-_PACKAGES = ("etcd-server", "etcd-client")
+CACHE = Path(__file__).parents[2] / ".cache" / "debian"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _APT_SECONDS = 300
 
 
-class EtcdUnavailable(Exception):
-    """No etcd could be had from Debian's packages; the text says why."""
+class PackageUnavailable(Exception):
+    """A package could not be had from Debian's later suites; the text says why."""
 
 
 def debian_mirror() -> str:
@@ -34,7 +33,7 @@ def debian_mirror() -> str:
             match = re.search(r"(https?://\S+/debian)/?(\s|$)", line)
             if match:
                 return match.group(1)
-    raise EtcdUnavailable("the apt sources of this machine name no Debian archive")
+    raise PackageUnavailable("the apt sources of this machine name no Debian archive")
 
 
 def _apt_options(root: Path) -> list[str]:
@@ -49,32 +48,31 @@ def _apt_options(root: Path) -> list[str]:
     ]
 
 
-def etcd_folder(cache: Path) -> Path:
-    """The folder with ``etcd``, ``etcdctl`` and ``etcdutl``, downloaded at the first call.
+def unpacked(packages: tuple[str, ...], cache: Path = CACHE) -> Path:
+    """The folder of the packages' programs (their ``/usr/bin``), downloaded at the first call.
 
     Raises:
-        EtcdUnavailable: when apt is missing or cannot reach a Debian archive.
+        PackageUnavailable: when apt is missing or cannot reach a Debian archive.
     """
-    binaries = cache / "root" / "usr" / "bin"
-    if (binaries / "etcd").exists():
+    target = cache / "+".join(packages)
+    binaries = target / "root" / "usr" / "bin"
+    done = target / "unpacked"
+    if done.exists():
         return binaries
-    root = cache / "apt"
-    options = _apt_options(root.absolute())
+    downloads = target / "packages"
+    downloads.mkdir(parents=True, exist_ok=True)
+    root = (cache / "apt").absolute()
+    options = _apt_options(root)
     mirror = debian_mirror()
     lines = [f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n" for suite in _SUITES]
     (root / "etc/sources.list").write_text("".join(lines))
-    downloads = cache / "packages"
-    downloads.mkdir(parents=True, exist_ok=True)
     try:
         subprocess.run(["apt-get", "-qq", *options, "update"], check=True, timeout=_APT_SECONDS)
-        command = ["apt-get", "-qq", *options, "download", *_PACKAGES]
+        command = ["apt-get", "-qq", *options, "download", *packages]
         subprocess.run(command, check=True, cwd=downloads, timeout=_APT_SECONDS)
         for package in sorted(downloads.glob("*.deb")):
-            subprocess.run(["dpkg-deb", "-x", str(package), str(cache / "root")], check=True, timeout=_APT_SECONDS)
+            subprocess.run(["dpkg-deb", "-x", str(package), str(target / "root")], check=True, timeout=_APT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
-        raise EtcdUnavailable(f"apt could not download etcd: {error}") from error
+        raise PackageUnavailable(f"apt could not download {', '.join(packages)}: {error}") from error
+    done.touch()
     return binaries
-
-
-if __name__ == "__main__":
-    print(etcd_folder(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(".cache/etcd")))
