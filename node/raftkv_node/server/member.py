@@ -89,6 +89,9 @@ class Member:
         self._openings: dict[int, tuple[int, int]] = {}
         self._bindings: Mapping[int, bytes] = MappingProxyType({})
         self._publish_at = 0.0
+        self._own_attributes = rpc_pb2.Member(
+            ID=identity.member_id, name=config.name, clientURLs=config.client_urls
+        ).SerializeToString(deterministic=True)
         self._removed: frozenset[int] = frozenset()
         self._last_leader = 0
         self.removed_from_cluster = False
@@ -385,11 +388,9 @@ class Member:
         own = self.identity.member_id
         if now < self._publish_at or not self.leader_id or own not in self.configuration.ids:
             return
-        wanted = rpc_pb2.Member(ID=own, name=self.config.name, clientURLs=self.config.client_urls)
-        encoded = wanted.SerializeToString(deterministic=True)
-        if self.store.members.get(own) != encoded:
+        if self.store.members.get(own) != self._own_attributes:
             self._publish_at = now + PUBLISH_RETRY_SECONDS
-            self.writes.accept(commands.MEMBER_ATTRIBUTES, [NOBODY], [encoded], now)
+            self.writes.accept(commands.MEMBER_ATTRIBUTES, [NOBODY], [self._own_attributes], now)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
