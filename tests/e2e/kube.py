@@ -81,21 +81,23 @@ def wait_until(what: str, condition: Callable[[], bool], timeout_seconds: float)
 
 
 @contextmanager
-def playground(state: Path) -> Iterator[Kubectl]:
-    """A playground as a person starts it; killed at the end, and then nothing of it may be left."""
+def playground(
+    state: Path, *options: str, ready: tuple[str, ...] = ("get", "crd", "raftkvclusters.raftkv.dev")
+) -> Iterator[Kubectl]:
+    """A playground as a person starts it, ended as Ctrl-C would; ``ready`` is the kubectl call that tells it is up."""
     kubeconfig = state / "kubeconfig"
     command = [str(Path(sys.executable).with_name("raftkv")), "playground", "up"]
-    command += ["--state-dir", str(state / "state"), "--kubeconfig", str(kubeconfig)]
+    command += ["--state-dir", str(state / "state"), "--kubeconfig", str(kubeconfig), *options]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=ROOT)
     try:
         kubectl = Kubectl(kubeconfig)
 
-        def ready() -> bool:
+        def is_up() -> bool:
             if process.poll() is not None:
                 raise SystemExit(f"the playground ended with code {process.returncode}")
-            return kubeconfig.exists() and bool(kubectl.run("get", "crd", "raftkvclusters.raftkv.dev"))
+            return kubeconfig.exists() and bool(kubectl.run(*ready))
 
-        wait_until("the playground's API", ready, START_SECONDS)
+        wait_until("the playground's API", is_up, START_SECONDS)
         yield kubectl
     finally:
         process.send_signal(signal.SIGTERM)
