@@ -129,7 +129,7 @@ class Engine:
 
     def poll(self, timeout_seconds: float) -> Batch:
         """Takes all that has arrived; waits (without the GIL) at most `timeout_seconds` (0: not at all) for the first
-        event or a wake(). RuntimeError when the I/O thread has died."""
+        event or a wake(). Python's signal handlers run after it returns. RuntimeError when the I/O thread has died."""
 
     def wake(self) -> None:
         """Makes the poll that waits, or else the next one, return at once."""
@@ -159,7 +159,7 @@ class Engine:
     def peer_connect(self, link_id: int, host: str, port: int, hello: bytes, tls: TlsConfig | None = None) -> None:
         """Keeps a link to a peer until peer_disconnect. `link_id`: the caller's, below 2**32; inbound ids are above.
         `host`: a name (resolved again for each attempt, off the I/O thread) or an address. `hello` opens each
-        connection. ValueError when the link exists."""
+        connection (at most 65,536 bytes, as the answers to it). ValueError when the link exists."""
 
     def peer_disconnect(self, link_id: int) -> None:
         """Closes and forgets a link (no EV_PEER_DOWN), or closes an inbound connection (EV_PEER_INBOUND_CLOSED)."""

@@ -548,3 +548,6 @@ unsafe extern "C" fn on_body(
     }
     sink.written as ng::nghttp2_ssize
 }
+
+#[cfg(test)]
+mod tests;

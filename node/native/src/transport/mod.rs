@@ -9,17 +9,20 @@
 //! kernel ◄ sock ◄ h2 (nghttp2) ◄ serve: Call in the slab ◄ Outbox ◄ reply ═ Python
 //! ```
 //!
-//! [`client`] is a client's connection, [`serve`] what its streams mean, [`calls`] where they live; [`http1`], [`grpc`] and
+//! [`client`] is a client's connection, [`serve`] what its streams mean, [`answer`] how they end, [`calls`]
+//! where they live; [`links`] are the outgoing ones to peers; [`http1`], [`grpc`] and
 //! [`peer`] are formats; [`wheel`] has the deadlines; [`python`] is the seam itself, described in `_engine.pyi`.
 
 use pyo3::prelude::*;
 
+mod answer;
 mod batch;
 mod calls;
 mod client;
 mod grpc;
 mod h2;
 mod http1;
+mod links;
 mod peer;
 mod python;
 mod reactor;

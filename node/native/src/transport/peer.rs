@@ -30,7 +30,7 @@ pub const VERSION: u8 = 1;
 const PREFACE: [u8; 8] = [b'R', b'K', b'V', b'L', b'I', b'N', b'K', VERSION];
 const HEAD_BYTES: usize = 8;
 /// A hello, or the answer to it, is at most this large.
-const MAX_HELLO_BYTES: usize = 64 << 10;
+pub const MAX_HELLO_BYTES: usize = 64 << 10;
 const READ_BUDGET_BYTES: usize = 1 << 20;
 /// A peer that does not acknowledge what was sent is given up after this long.
 pub const USER_TIMEOUT: Duration = Duration::from_secs(10);

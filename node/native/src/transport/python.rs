@@ -6,7 +6,7 @@
 use super::batch::{kind, Batch};
 use super::calls::{Calls, Method};
 use super::grpc;
-use super::peer::framed_bytes;
+use super::peer::{framed_bytes, MAX_HELLO_BYTES};
 use super::reactor::{self, FIRST_INBOUND, WAKER};
 use super::serve::{headers_are_safe, World};
 use super::shared::{
@@ -327,6 +327,7 @@ impl Engine {
                 "link id {link_id} is not below 2**32"
             )));
         }
+        check_hello(hello)?;
         let target = PeerTarget {
             host,
             port,
@@ -358,18 +359,22 @@ impl Engine {
         });
     }
 
-    fn peer_accept(&self, inbound_id: u64, hello_reply: &[u8]) {
+    fn peer_accept(&self, inbound_id: u64, hello_reply: &[u8]) -> PyResult<()> {
+        check_hello(hello_reply)?;
         if inbound_id < FIRST_INBOUND {
-            return;
+            return Ok(());
         }
         if let Some(gauge) = lock(&self.shared.links).get(&inbound_id) {
             lock(&gauge.state).up = true; // so that frames can follow at once; the acceptance goes before them
         }
         self.decide(inbound_id, true, hello_reply);
+        Ok(())
     }
 
-    fn peer_reject(&self, inbound_id: u64, reason: &[u8]) {
+    fn peer_reject(&self, inbound_id: u64, reason: &[u8]) -> PyResult<()> {
+        check_hello(reason)?;
         self.decide(inbound_id, false, reason);
+        Ok(())
     }
 
     fn peer_send(&self, frames: Vec<(u64, Bound<'_, PyBytes>)>) -> PyResult<Vec<i64>> {
@@ -544,6 +549,17 @@ fn bind_address(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())
+}
+
+fn check_hello(text: &[u8]) -> PyResult<()> {
+    if text.len() > MAX_HELLO_BYTES {
+        let text = format!(
+            "a hello of {} bytes is larger than {MAX_HELLO_BYTES}",
+            text.len()
+        );
+        return Err(PyValueError::new_err(text));
+    }
+    Ok(())
 }
 
 /// A list as it is; another sequence as a list.

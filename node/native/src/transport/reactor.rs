@@ -6,20 +6,18 @@
 
 use super::client::{Client, Fate};
 use super::h2::{Ops, Template};
+use super::links::Link;
 use super::peer::{self, Peer};
 use super::serve::{Server, World};
-use super::shared::{
-    add, lock, sub, Arena, Command, Event, Health, LinkGauge, ListenKind, Outbox, PeerTarget,
-    Shared,
-};
+use super::shared::{add, lock, sub, Arena, Command, Event, Health, ListenKind, Outbox, Shared};
 use super::sock::{self, Sock};
 use super::wheel::Timer;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
-use rustls::pki_types::ServerName;
+
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,43 +32,33 @@ const SCRATCH_BYTES: usize = 64 << 10;
 /// After a failure to accept (no more file descriptors), listeners rest this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-enum Conn {
+pub(super) enum Conn {
     Client(Box<Client>),
     Peer(Box<Peer>),
 }
 
-struct Slot {
-    conn: Conn,
+pub(super) struct Slot {
+    pub(super) conn: Conn,
     /// Has something to write at the end of the round.
-    dirty: bool,
-}
-
-/// An outgoing link: where to, and how it stands.
-struct Link {
-    target: Arc<PeerTarget>,
-    gauge: Arc<LinkGauge>,
-    connection: Option<usize>,
-    /// Counts attempts; a timer or an answer of an earlier one means nothing.
-    attempt: u64,
-    failures: u32,
+    pub(super) dirty: bool,
 }
 
 pub struct Reactor {
     poll: Poll,
-    w: World,
+    pub(super) w: World,
     template: Rc<Template>,
-    conns: slab::Slab<Slot>,
+    pub(super) conns: slab::Slab<Slot>,
     listeners: Vec<(TcpListener, ListenKind)>,
-    links: HashMap<u64, Link>,
-    inbound: HashMap<u64, usize>,
-    dirty: Vec<usize>,
+    pub(super) links: HashMap<u64, Link>,
+    pub(super) inbound: HashMap<u64, usize>,
+    pub(super) dirty: Vec<usize>,
     /// Connections that had more to read than their turn allowed.
     again: Vec<usize>,
     scratch: Vec<u8>,
-    frame: Vec<u8>,
-    serial: u64,
+    pub(super) frame: Vec<u8>,
+    pub(super) serial: u64,
     next_inbound: u64,
-    random: u64,
+    pub(super) random: u64,
     draining: bool,
     done: bool,
 }
@@ -221,7 +209,7 @@ impl Reactor {
         }
     }
 
-    fn mark_dirty(dirty: &mut Vec<usize>, token: usize, slot: &mut Slot) {
+    pub(super) fn mark_dirty(dirty: &mut Vec<usize>, token: usize, slot: &mut Slot) {
         if !std::mem::replace(&mut slot.dirty, true) {
             dirty.push(token);
         }
@@ -315,7 +303,7 @@ impl Reactor {
     }
 
     /// Starts to watch a new connection (both directions, edge-triggered, once).
-    fn register(&mut self, token: usize) {
+    pub(super) fn register(&mut self, token: usize) {
         let counters = &self.w.shared.counters;
         let (source, gauge) = match &mut self.conns[token].conn {
             Conn::Client(client) => (client.source(), &counters.connections),
@@ -333,7 +321,7 @@ impl Reactor {
         }
     }
 
-    fn close(&mut self, token: usize) {
+    pub(super) fn close(&mut self, token: usize) {
         let Some(mut slot) = self.conns.try_remove(token) else {
             return;
         };
@@ -369,153 +357,6 @@ impl Reactor {
             self.close(token);
         }
         self.publish();
-    }
-
-    // Outgoing links.
-
-    fn outbound_lost(&mut self, id: u64, was_up: bool) {
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        link.connection = None;
-        if was_up {
-            link.failures = 0;
-            self.w.inbox.push(Event::PeerDown { link: id });
-        }
-        self.retry_later(id);
-    }
-
-    fn retry_later(&mut self, id: u64) {
-        let config = &self.w.shared.config;
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        link.attempt += 1;
-        let full = config
-            .peer_backoff_min
-            .saturating_mul(1 << link.failures.min(16))
-            .min(config.peer_backoff_max);
-        link.failures += 1;
-        // xorshift64: jitter needs no better
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let delay = full.mul_f64(0.5 + (self.random >> 11) as f64 / (1u64 << 54) as f64);
-        let attempt = link.attempt;
-        self.w
-            .wheel
-            .set(self.w.now + delay, Timer::Link { link: id, attempt });
-    }
-
-    /// Begins an attempt: an address is used at once, a name is resolved by a thread of its own.
-    fn attempt(&mut self, id: u64) {
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        link.attempt += 1;
-        let target = link.target.clone();
-        let literal = target.host.trim_start_matches('[').trim_end_matches(']');
-        if let Ok(ip) = literal.parse::<IpAddr>() {
-            return self.connect(id, SocketAddr::new(ip, target.port));
-        }
-        let (shared, attempt) = (self.w.shared.clone(), link.attempt);
-        let resolve = move || {
-            let found = (target.host.as_str(), target.port).to_socket_addrs();
-            let addresses = found.map(Iterator::collect).unwrap_or_default();
-            let answer = Command::PeerResolved {
-                link: id,
-                attempt,
-                addresses,
-            };
-            shared.submit(|outbox| outbox.commands.push(answer));
-        };
-        let spawned = std::thread::Builder::new()
-            .name("engine-resolve".into())
-            .spawn(resolve);
-        if spawned.is_err() {
-            self.retry_later(id);
-        }
-    }
-
-    fn connect(&mut self, id: u64, address: SocketAddr) {
-        let Some(link) = self.links.get_mut(&id) else {
-            return;
-        };
-        let target = link.target.clone();
-        let Ok(tcp) = TcpStream::connect(address) else {
-            return self.retry_later(id);
-        };
-        sock::tune(&tcp, Some(peer::USER_TIMEOUT));
-        let tls = match &target.tls {
-            None => None,
-            Some(tls) => {
-                let host = target
-                    .host
-                    .trim_start_matches('[')
-                    .trim_end_matches(']')
-                    .to_owned();
-                let name = tls
-                    .server_name
-                    .clone()
-                    .or_else(|| ServerName::try_from(host).ok());
-                let session =
-                    name.map(|name| rustls::ClientConnection::new(tls.config.clone(), name));
-                match session {
-                    Some(Ok(session)) => Some(rustls::Connection::Client(session)),
-                    _ => return self.retry_later(id),
-                }
-            }
-        };
-        let sock = Sock::new(tcp, tls);
-        self.serial += 1;
-        let entry = self.conns.vacant_entry();
-        let token = entry.key();
-        let gauge = link.gauge.clone();
-        link.connection = Some(token);
-        let peer = Peer::outbound(
-            token,
-            self.serial,
-            id,
-            sock,
-            address,
-            gauge,
-            &target.hello,
-            &mut self.w,
-        );
-        entry.insert(Slot {
-            conn: Conn::Peer(Box::new(peer)),
-            dirty: false,
-        });
-        add(&self.w.shared.counters.peer_connects, 1);
-        self.register(token);
-    }
-
-    fn peer_token(&self, link: u64) -> Option<usize> {
-        if link >= FIRST_INBOUND {
-            return self.inbound.get(&link).copied();
-        }
-        self.links.get(&link).and_then(|link| link.connection)
-    }
-
-    fn with_peer(
-        &mut self,
-        link: u64,
-        run: impl FnOnce(&mut Peer, &mut World, &mut Vec<u8>) -> bool,
-    ) {
-        let Some(token) = self.peer_token(link) else {
-            return;
-        };
-        let Some(slot) = self.conns.get_mut(token) else {
-            return;
-        };
-        let Conn::Peer(peer) = &mut slot.conn else {
-            return;
-        };
-        if run(peer, &mut self.w, &mut self.frame) {
-            Self::mark_dirty(&mut self.dirty, token, slot);
-        } else {
-            self.close(token);
-        }
     }
 
     // What Python asks.
@@ -595,19 +436,6 @@ impl Reactor {
             }
             Command::Listen { socket, kind } => self.listen(socket, kind),
             Command::Shutdown { grace } => self.drain(grace),
-        }
-    }
-
-    fn resolved(&mut self, id: u64, attempt: u64, addresses: &[SocketAddr]) {
-        match self.links.get(&id) {
-            // One address per attempt, in turn.
-            Some(link) if link.attempt == attempt => {
-                match addresses.get(link.failures as usize % addresses.len().max(1)) {
-                    Some(address) => self.connect(id, *address),
-                    None => self.retry_later(id),
-                }
-            }
-            _ => {}
         }
     }
 

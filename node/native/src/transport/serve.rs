@@ -1,7 +1,7 @@
 //! What HTTP/2 streams mean: gRPC calls (unary and streaming) and plain HTTP requests.
 //!
 //! [`Server`] joins the two halves that a callback needs, the connection's state and the [`World`] around it, and
-//! implements [`Handler`]. The methods below it are what Python's commands do to a call. The rules:
+//! implements [`Handler`]; how calls end is in `answer`. The rules:
 //!
 //! * A call is announced to Python when it is complete (unary, HTTP) or opens (streaming). One that ends early for a reason
 //!   that Python did not give is reported as cancelled, once, if it was announced.
@@ -12,7 +12,7 @@ use super::calls::{Call, Calls, Ending, Kind, Method};
 use super::grpc::{self, status, Front};
 use super::h2::{code, Body, Handler, Header, Ops, Sink};
 use super::http1;
-use super::shared::{add, lock, sub, Arena, Event, HttpReply, HttpRequest, Inbox, Message, Shared};
+use super::shared::{add, lock, sub, Event, HttpReply, HttpRequest, Inbox, Shared};
 use super::wheel::{Timer, Wheel};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -22,8 +22,6 @@ use std::time::{Duration, Instant};
 /// Pings too many of a client, before it gets GOAWAY (as in the gRPC libraries).
 const MAX_PING_STRIKES: u32 = 2;
 
-const STATUS_200: Header = Header::fixed(b":status", b"200");
-const CONTENT_TYPE_GRPC: Header = Header::fixed(b"content-type", b"application/grpc");
 const GRPC_STATUS_OK: Header = Header::fixed(b"grpc-status", b"0");
 
 /// All that belongs to no connection in particular.
@@ -48,7 +46,7 @@ pub struct ConnectionState {
     pub drained: bool,
     last_ping: Option<Instant>,
     ping_strikes: u32,
-    sent_since_ping: bool,
+    pub(super) sent_since_ping: bool,
     last_path: Vec<u8>,
     last_method: Option<Method>,
 }
@@ -341,7 +339,7 @@ impl Handler for Server<'_> {
 }
 
 /// Takes sent bytes off a stream's gauge; says so if a large queue has become small.
-fn note_sent(inbox: &mut Inbox, call: &Call, n: usize, high: usize) {
+pub(super) fn note_sent(inbox: &mut Inbox, call: &Call, n: usize, high: usize) {
     let Some(gauge) = &call.gauge else { return };
     let left = gauge.queued.fetch_sub(n as i64, Ordering::SeqCst) - n as i64;
     if left < (high / 2) as i64 && gauge.high.swap(false, Ordering::SeqCst) {
@@ -466,192 +464,6 @@ impl Server<'_> {
             Front::Incomplete | Front::Message(_) => {}
         }
     }
-
-    /// We end a call for a reason of our own, and tell Python if it knows of the call.
-    pub fn fail(&mut self, ops: &mut Ops, slot: usize, status: u32, text: &str) {
-        let call = self.w.calls.get(slot);
-        if call.finished {
-            return;
-        }
-        if call.announced {
-            add(&self.w.shared.counters.calls_cancelled, 1);
-            self.w.inbox.push(Event::Cancelled { call: call.id });
-        } else {
-            add(&self.w.shared.counters.calls_rejected, 1);
-        }
-        self.finish(ops, slot, status, text);
-    }
-
-    /// As `fail`, for a request that may be gRPC or plain HTTP.
-    fn refuse(&mut self, ops: &mut Ops, slot: usize, status: u32, http_status: u16, text: &str) {
-        if self.w.calls.get(slot).is_grpc {
-            return self.fail(ops, slot, status, text);
-        }
-        add(&self.w.shared.counters.calls_rejected, 1);
-        let reply = HttpReply {
-            status: http_status,
-            content_type: "text/plain".into(),
-            headers: Vec::new(),
-            body: text.as_bytes().to_vec(),
-        };
-        self.http_reply(ops, slot, reply);
-    }
-
-    /// Stops caring about what still arrives for a call, and about cancellation.
-    fn close_request(&mut self, slot: usize) {
-        let call = self.w.calls.get(slot);
-        self.c.queued -= call.received.len();
-        call.received.clear();
-        call.kind = Kind::Over;
-        call.finished = true;
-    }
-
-    /// Ends a gRPC call with a status, after what is queued.
-    pub fn finish(&mut self, ops: &mut Ops, slot: usize, status: u32, text: &str) {
-        if self.w.calls.get(slot).finished {
-            return;
-        }
-        self.close_request(slot);
-        self.c.sent_since_ping = true;
-        let call = self.w.calls.get(slot);
-        let text = grpc::percent_encode(text);
-        if call.headers_sent {
-            call.ending = Some(Ending::Status(status, text));
-            if std::mem::take(&mut call.parked) {
-                ops.resume(call.stream_id);
-            }
-            return;
-        }
-        call.headers_sent = true;
-        let status = status.to_string();
-        let headers = [
-            STATUS_200,
-            CONTENT_TYPE_GRPC,
-            Header::copied(b"grpc-status", status.as_bytes()),
-            Header::copied(b"grpc-message", &text),
-        ];
-        let n = if text.is_empty() { 3 } else { 4 };
-        ops.respond(call.stream_id, slot, &headers[..n], false);
-    }
-
-    /// Answers a unary call.
-    pub fn reply(&mut self, ops: &mut Ops, slot: usize, message: &Message, arena: &Arena) {
-        let call = self.w.calls.get(slot);
-        if call.finished || !call.announced || !matches!(call.kind, Kind::Unary) {
-            return;
-        }
-        self.close_request(slot);
-        self.c.sent_since_ping = true;
-        let call = self.w.calls.get(slot);
-        push_message(call, message, arena);
-        self.c.queued += call.queued();
-        call.ending = Some(Ending::Status(0, Vec::new()));
-        call.headers_sent = true;
-        ops.respond(call.stream_id, slot, &[STATUS_200, CONTENT_TYPE_GRPC], true);
-    }
-
-    /// Queues a message on a streaming call; cuts the call off when its connection holds too much.
-    pub fn stream_send(&mut self, ops: &mut Ops, slot: usize, message: &Message, arena: &Arena) {
-        let config = &self.w.shared.config;
-        let high = config.stream_queue_high_bytes;
-        let size = message.len() + grpc::PREFIX_BYTES;
-        let call = self.w.calls.get(slot);
-        if call.finished || !matches!(call.kind, Kind::Stream) {
-            return;
-        }
-        if self.c.queued + size > config.max_queued_bytes_per_connection {
-            add(&self.w.shared.counters.calls_cancelled, 1);
-            self.w.inbox.push(Event::Cancelled { call: call.id });
-            return self.abort(ops, slot, code::ENHANCE_YOUR_CALM);
-        }
-        self.c.sent_since_ping = true;
-        push_message(call, message, arena);
-        self.c.queued += size;
-        if !call.headers_sent {
-            call.headers_sent = true;
-            ops.respond(call.stream_id, slot, &[STATUS_200, CONTENT_TYPE_GRPC], true);
-        } else if std::mem::take(&mut call.parked) {
-            ops.resume(call.stream_id);
-        }
-        note_sent(&mut self.w.inbox, call, 0, high);
-    }
-
-    /// Answers a plain HTTP request that came by HTTP/2.
-    pub fn http_reply(&mut self, ops: &mut Ops, slot: usize, reply: HttpReply) {
-        let call = self.w.calls.get(slot);
-        if call.finished || call.is_grpc {
-            return;
-        }
-        self.close_request(slot);
-        let call = self.w.calls.get(slot);
-        let status = reply.status.to_string();
-        let length = reply.body.len().to_string();
-        let extra: Vec<_> = reply
-            .headers
-            .iter()
-            .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .collect();
-        let mut headers = vec![Header::copied(b":status", status.as_bytes())];
-        if !reply.content_type.is_empty() {
-            headers.push(Header::copied(
-                b"content-type",
-                reply.content_type.as_bytes(),
-            ));
-        }
-        headers.push(Header::copied(b"content-length", length.as_bytes()));
-        headers.extend(
-            extra
-                .iter()
-                .map(|(name, value)| Header::copied(name.as_bytes(), value.as_bytes())),
-        );
-        let has_body = !call.is_head && !reply.body.is_empty();
-        if has_body {
-            call.out = reply.body;
-            self.c.queued += call.queued();
-            call.ending = Some(Ending::Plain);
-        }
-        call.headers_sent = true;
-        ops.respond(call.stream_id, slot, &headers, has_body);
-    }
-
-    /// The call's deadline has passed.
-    pub fn deadline(&mut self, ops: &mut Ops, slot: usize) {
-        let call = self.w.calls.get(slot);
-        if call.finished {
-            return;
-        }
-        add(&self.w.shared.counters.deadline_exceeded, 1);
-        if call.headers_sent && call.queued() > 0 {
-            // In the middle of messages: the client has its own clock, and gives the status itself.
-            if call.announced {
-                self.w.inbox.push(Event::Cancelled { call: call.id });
-            }
-            return self.abort(ops, slot, code::CANCEL);
-        }
-        self.fail(
-            ops,
-            slot,
-            status::DEADLINE_EXCEEDED,
-            "context deadline exceeded",
-        );
-    }
-
-    /// Resets a stream and drops what was queued on it. nghttp2 reports it closed later.
-    fn abort(&mut self, ops: &mut Ops, slot: usize, error_code: u32) {
-        self.close_request(slot);
-        let call = self.w.calls.get(slot);
-        self.c.queued -= call.queued();
-        call.out.clear();
-        call.sent = 0;
-        ops.reset(call.stream_id, error_code);
-    }
-}
-
-fn push_message(call: &mut Call, message: &Message, arena: &Arena) {
-    let bytes = message.bytes(arena);
-    call.out.reserve(bytes.len() + grpc::PREFIX_BYTES);
-    call.out.extend_from_slice(&grpc::prefix(bytes.len()));
-    call.out.extend_from_slice(bytes);
 }
 
 /// How long a client has to answer the first, graceful GOAWAY before the final one is sent anyway.

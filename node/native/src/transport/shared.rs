@@ -459,6 +459,8 @@ pub struct Shared {
     io_sleeping: AtomicBool,
     inbox_full: AtomicBool,
     health: Mutex<Health>,
+    /// The I/O thread has ended: nothing takes commands any more.
+    closed: AtomicBool,
 }
 
 /// Locks; a poisoned lock means that a thread died of a bug, and its data are plain queues: go on with them.
@@ -482,6 +484,7 @@ impl Shared {
             io_sleeping: AtomicBool::new(false),
             inbox_full: AtomicBool::new(false),
             health: Mutex::new(Health::Running),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -522,6 +525,9 @@ impl Shared {
 
     /// Gives commands to the I/O thread: `fill` runs under the lock and must only copy.
     pub fn submit(&self, fill: impl FnOnce(&mut Outbox)) {
+        if self.closed.load(Ordering::SeqCst) {
+            return;
+        }
         fill(&mut lock(&self.outbox));
         if self.io_sleeping.swap(false, Ordering::SeqCst) {
             let _ = self.waker.wake();
@@ -576,8 +582,11 @@ impl Shared {
         self.io_sleeping.store(false, Ordering::SeqCst);
     }
 
+    /// The I/O thread's last word.
     pub fn set_health(&self, health: Health) {
         *lock(&self.health) = health;
+        self.closed.store(true, Ordering::SeqCst);
+        lock(&self.outbox).clear();
         self.wake_python();
     }
 }
