@@ -581,3 +581,42 @@ def test_catching_up_in_many_slices(
         for event in response.events:
             assert seen.setdefault(event.kv.mod_revision, at) == at, "a revision's events come together"
     assert sorted(seen) == list(range(2, 42))
+
+
+def test_a_batch_is_cut_where_a_watch_starts(watching: Watching, stream: WatchStream) -> None:
+    create(stream, b"a", start_revision=4)
+    create(stream, b"a", b"z", start_revision=3)
+    watching.apply(*(rpc_pb2.PutRequest(key=b"a", value=b"%d" % n) for n in range(4)))
+    told = {r.watch_id: [ev.kv.mod_revision for ev in r.events] for r in watching.take(stream)[2:]}
+    assert told == {0: [4, 5], 1: [3, 4, 5]}
+
+
+def test_a_whole_batch_that_a_full_stream_missed_is_told_later(driver: Driver) -> None:
+    watching = Watching(driver, stream_limit_bytes=100)
+    stream = watching.hub.open_stream(0.0)
+    create(stream, b"a")
+    watching.take(stream)
+    stream.set_queued(1000)
+    watching.apply(*(rpc_pb2.PutRequest(key=b"a", value=b"%d" % n) for n in range(4)))
+    assert watching.take(stream) == [] and watching.hub.slow_watchers == 1
+    assert watching.hub.start_resync() is None, "no room yet"
+    stream.set_queued(0)
+    watching.catch_up()
+    assert [ev.kv.mod_revision for r in watching.take(stream) for ev in r.events] == [2, 3, 4, 5]
+
+
+def test_a_slice_under_way_keeps_its_history(watching: Watching, stream: WatchStream) -> None:
+    for n in range(6):
+        watching.put(b"a", b"%d" % n)
+    create(stream, b"a", start_revision=3, prev_kv=True)
+    job = watching.hub.start_resync()
+    assert job is not None
+    watching.compact(7)
+    watching.driver.sweep()
+    watching.driver.commit()
+    job.run()
+    watching.hub.finish_resync(job)
+    told = [(ev.kv.mod_revision, ev.prev_kv.value) for r in watching.take(stream) for ev in r.events]
+    assert told == [(3, b"0"), (4, b"1"), (5, b"2"), (6, b"3"), (7, b"4")]
+    watching.driver.sweep()
+    assert not watching.driver.store.compacting
