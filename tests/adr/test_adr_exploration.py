@@ -8,6 +8,7 @@ disk without the newest ring beside it is another rule's to find out (the peers'
 
 from __future__ import annotations
 
+import errno
 import itertools
 import random
 import shutil
@@ -262,8 +263,10 @@ STEPS = list(itertools.product(EVENTS, OPENINGS))
 @pytest.mark.parametrize("level", [Level.POWER, Level.PROCESS])
 def test_every_pair_of_steps_after_every_first(room: Path, level: Level) -> None:
     """Each first opening, a disk saved or not, then each event and opening; a plain opening tells how it ended."""
-    for first, (event, opening) in itertools.product(FIRST, STEPS):
-        tell(room, [first, (event, opening), ("nothing", ("write_and_stop", None))], level)
+    stories = list(itertools.product(FIRST, STEPS))
+    # The lower level differs in reboots only: a third of the stories will do.
+    for first, step in stories[:: 1 if level == Level.POWER else 3]:
+        tell(room, [first, step, ("nothing", ("write_and_stop", None))], level)
 
 
 @pytest.mark.parametrize("level", [Level.POWER, Level.PROCESS])
@@ -297,6 +300,32 @@ def test_a_row_that_is_left_out_is_found(room: Path, monkeypatch: pytest.MonkeyP
 def test_the_same_stories_with_all_rows_hold(room: Path) -> None:
     for first, third in itertools.product(FIRST, ("restore_disk", "nothing")):
         for event in EVENTS:
-            for opening in OPENINGS[:5]:
+            for opening in OPENINGS[:3]:
                 steps = [first, ("save_disk", opening), (event, OPENINGS[0]), (third, OPENINGS[2])]
                 tell(room, steps)
+
+
+class OneRing(Mortal):
+    """A medium with room for one ring only."""
+
+    def __init__(self, changes: int, ring: Path) -> None:
+        super().__init__(changes)
+        self._ring = ring
+
+    def create(self, path: Path) -> int:
+        if path.suffix == ".ring" and list(self._ring.rglob("*.ring")):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return super().create(path)
+
+
+@pytest.mark.parametrize("change", range(12))
+def test_a_medium_with_room_for_one_ring_is_enough(room: Path, change: int) -> None:
+    """D8 where two rings do not fit: `prepared` first, then the old file goes; killed anywhere, nothing is lost."""
+    story = Story(room / "story")
+    story.write_drain_and_die()
+    for _ in range(2):
+        written = story.acknowledged
+        story.open(lambda log: None, OneRing(change, story.folder / story.host))
+        story.open(story.append, OneRing(100, story.folder / story.host))
+        assert story.acknowledged == written + 1
+        assert story.told == []

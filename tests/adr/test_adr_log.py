@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -238,4 +241,55 @@ def test_a_small_ring_is_drained_when_half_of_it_is_used(member: Member) -> None
     log.append(entries(1, 3, 3, bytes(2000)))
     until(lambda: log.stats()["ring_used_bytes"] == 0)
     assert log.stats()["drain_lag_milliseconds"] == 0
+    log.close()
+
+
+def test_reads_race_with_appends_drains_laps_and_releases(either: Member) -> None:
+    """What any thread reads is right or not there, while the ring is overwritten and segments go."""
+    log, _ = either.open(drain_interval_seconds=0.001, segment_size_bytes=3000)
+    wrong: list[str] = []
+    reads = [0]
+    stop = threading.Event()
+
+    def read() -> None:
+        rng = random.Random(1)
+        while not stop.is_set():
+            last = log.last_index
+            lo = max(1, last - rng.randint(0, 60))
+            try:
+                found = log.read_entries(lo, last + 1, 4000)
+            except LogFailed as error:
+                wrong.append(str(error))
+                return
+            reads[0] += len(found)
+            for index, item in enumerate(found, lo):
+                if item.index != index or item.payload != b"%d" % index * 9:
+                    wrong.append(f"{item} at {index}")
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        index = 0
+        while index < 6000 and not wrong:
+            try:
+                log.append([entry(1, index + n, 0, b"%d" % (index + n) * 9) for n in range(1, 4)])
+            except RingFull:
+                time.sleep(0.0005)
+                continue
+            index += 3
+            if index % 300 == 0:
+                log.release(index - 40)
+                until(lambda: log.durable_lsn and log.pressure() < 0.9)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert wrong == []
+    assert reads[0] > 0
+    assert log.failed is None
+    log.close()
+    log, recovered = either.open()
+    assert recovered.last_index == index
+    assert recovered.first_index > 1
     log.close()

@@ -79,6 +79,7 @@ def test_any_manifest_is_read_without_harm(data: bytes) -> None:
         shutil.rmtree(folder)
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(), json_values))
 def test_a_document_is_read_as_written(document: dict[str, object]) -> None:
     assert decode_document(encode_document(document)) == json.loads(json.dumps(document))

@@ -36,6 +36,8 @@ RING_SIZE_MINIMUM_BYTES = 4 * MIB
 RING_SIZE_MAXIMUM_BYTES = 100 * MIB
 #: Durations kept for the exporter between two scrapes; older ones are dropped.
 DURATIONS_KEPT = 4096
+#: Where segments lie in the data folder, unless a drain folder is given.
+SEGMENT_FOLDER = "wal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class LogOptions:
 
     @property
     def segment_folder(self) -> Path:
-        return self.drain_dir if self.drain_dir is not None else self.data_dir / "wal"
+        return self.drain_dir if self.drain_dir is not None else self.data_dir / SEGMENT_FOLDER
 
     def check(self) -> None:
         """Unusable: a value is out of its bounds."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from raftkv_node._engine import LogCorrupt, LogIndex, Ring
 from raftkv_node.adr.disklog import DiskLog
 from raftkv_node.adr.errors import DurabilityTooLow, Owned, Refusal, Refused, Unusable
-from raftkv_node.adr.files import create_zeroed, make_folder, sync_file
+from raftkv_node.adr.files import create_zeroed, make_folder, may_retry, sync_file
 from raftkv_node.adr.levels import Level, Medium, Probe
 from raftkv_node.adr.log import Log, LogOptions, Recovered
 from raftkv_node.adr.manifest import (
@@ -362,9 +362,8 @@ def _begin_ring(opened: Opened, found: _Findings) -> RingLog:
         _lock(opened, folder, "log buffer")
     manifest = _next_manifest(opened, found, Mode.RING)
     path = folder / manifest.ring_file
-    create_zeroed(files, path, manifest.ring_size_bytes)
-    write_manifest(files, options.data_dir, manifest)
     _take(opened, manifest)
+    _make_ring(opened, path)
     ring = _map(opened, found, path)
     header = _header(opened)
     ring.store_header(0, header.encode())
@@ -376,6 +375,26 @@ def _begin_ring(opened: Opened, found: _Findings) -> RingLog:
     log.begin()
     _remove_older(opened, path)
     return log
+
+
+def _make_ring(opened: Opened, path: Path) -> None:
+    """The new ring file, whole; and `prepared`.
+
+    The file comes first. Where there is no room for two rings, `prepared` does: all of the log is on disk, so that the
+    old ring is not needed from then on, and goes to make room. A stop in between finds `prepared` without its ring,
+    which is row 8.
+    """
+    files, manifest = opened.options.files, opened.manifest
+    try:
+        create_zeroed(files, path, manifest.ring_size_bytes)
+    except OSError as error:
+        if not may_retry(error):
+            raise
+        write_manifest(files, opened.options.data_dir, manifest)
+        _remove_older(opened, path)
+        create_zeroed(files, path, manifest.ring_size_bytes)
+    else:
+        write_manifest(files, opened.options.data_dir, manifest)
 
 
 def _map(opened: Opened, found: _Findings, path: Path) -> Ring:

@@ -14,6 +14,7 @@ from raftkv_node._engine import LogCorrupt, LogIndex, probe_flush
 from raftkv_node.adr.errors import EXIT_CORRUPT, EXIT_OWNED, EXIT_UNUSABLE, Refused
 from raftkv_node.adr.files import Files
 from raftkv_node.adr.levels import Environment
+from raftkv_node.adr.log import SEGMENT_FOLDER
 from raftkv_node.adr.manifest import Manifest, ManifestInvalid, Mode, State, read_manifest
 from raftkv_node.adr.ringfile import RingSeen, find_rings, read_headers, ring_files, ring_folder
 from raftkv_node.adr.segments import Generation, Segments, decode_header
@@ -45,7 +46,7 @@ def probe(folder: Path, say: Print = print, environment: Environment | None = No
     return 0
 
 
-def inspect(data_dir: Path, adr_path: Path | None = None, say: Print = print) -> int:
+def inspect(data_dir: Path, adr_path: Path | None = None, say: Print = print, drain_dir: Path | None = None) -> int:
     """Shows manifest, rings and segments as they are."""
     try:
         manifest = read_manifest(data_dir)
@@ -63,7 +64,7 @@ def inspect(data_dir: Path, adr_path: Path | None = None, say: Print = print) ->
                 say(f"manifest {name}: {getattr(manifest, name)}")
     if manifest is not None and adr_path is not None:
         _inspect_rings(ring_folder(adr_path, int(manifest.cluster_id, 16), manifest.number), say)
-    for path in sorted((data_dir / "wal").glob("*.seg")):
+    for path in sorted(_segment_folder(data_dir, drain_dir).glob("*.seg")):
         with path.open("rb") as file:
             header = decode_header(file.read(4096))
         size = path.stat().st_size
@@ -72,6 +73,10 @@ def inspect(data_dir: Path, adr_path: Path | None = None, say: Print = print) ->
         else:
             say(f"segment {path.name}: {size} bytes, generation {header[1].number}, from LSN {header[2]}")
     return 0
+
+
+def _segment_folder(data_dir: Path, drain_dir: Path | None) -> Path:
+    return drain_dir if drain_dir is not None else data_dir / SEGMENT_FOLDER
 
 
 def _inspect_rings(folder: Path, say: Print) -> None:
@@ -87,7 +92,7 @@ def _inspect_rings(folder: Path, say: Print) -> None:
             )
 
 
-def verify(data_dir: Path, adr_path: Path | None = None, say: Print = print) -> int:
+def verify(data_dir: Path, adr_path: Path | None = None, say: Print = print, drain_dir: Path | None = None) -> int:
     """Reads and checks the whole log of a stopped member. Says what a start would recover, or what is damaged."""
     lock = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -97,7 +102,7 @@ def verify(data_dir: Path, adr_path: Path | None = None, say: Print = print) -> 
             say("there is no manifest: nothing to verify")
             return 0
         index = LogIndex()
-        end = _verify(data_dir, adr_path, manifest, index)
+        end = _verify(_segment_folder(data_dir, drain_dir), adr_path, manifest, index)
     except BlockingIOError:
         say(f"{data_dir} is in use: stop the member first")
         return EXIT_OWNED
@@ -113,12 +118,12 @@ def verify(data_dir: Path, adr_path: Path | None = None, say: Print = print) -> 
     return 0
 
 
-def _verify(data_dir: Path, adr_path: Path | None, manifest: Manifest, index: LogIndex) -> int:
+def _verify(folder: Path, adr_path: Path | None, manifest: Manifest, index: LogIndex) -> int:
     member = Member(
         int(manifest.cluster_id, 16), int(manifest.member_id, 16), manifest.number, bytes.fromhex(manifest.disk_uuid)
     )
     generation = Generation(manifest.generation, bytes.fromhex(manifest.ring_uuid), bytes.fromhex(manifest.secret))
-    segments = Segments(Files(), data_dir / "wal", member)
+    segments = Segments(Files(), folder, member)
     later = segments.load(manifest.drained_lsn, index)
     if manifest.state != State.DIRTY:
         return manifest.drained_lsn
