@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from adr_harness import SMALL_RING_BYTES, Machine, Member, durably, entries, until
 from raftkv_node.adr import (
+    Environment,
     HardState,
     Level,
     LogFailed,
@@ -293,3 +294,20 @@ def test_reads_race_with_appends_drains_laps_and_releases(either: Member) -> Non
     assert recovered.last_index == index
     assert recovered.first_index > 1
     log.close()
+
+
+def test_the_real_machine_is_probed_and_never_overstated(folder: Path, tmp_path: Path) -> None:
+    """No test machine is assumed to have persistent memory; what it has is named, and nothing is left behind."""
+    machine = Environment()
+    assert machine.boot_id()
+    assert machine.host()
+    for place in (folder, tmp_path):
+        probe = machine.probe_ring(place)
+        assert probe == machine.probe_ring(place), "stable"
+        assert (probe.medium == Medium.PMEM) == (probe.level != Level.PROCESS)
+        assert probe.level == Level.PROCESS or (probe.map_sync and probe.dax)
+        assert probe.level != Level.POWER or probe.persistence_domain
+        volatile = probe.file_system in ("tmpfs", "ramfs")
+        assert machine.probe_disk(place).level == (Level.PROCESS if volatile else Level.POWER)
+        assert not volatile or machine.boot_id() in probe.identity
+        assert list(place.iterdir()) == []

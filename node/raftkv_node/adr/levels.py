@@ -76,14 +76,16 @@ class Environment:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     def probe_ring(self, folder: Path) -> Probe:
-        """What a ring in `folder` would be worth. Makes a small file there and removes it."""
+        """What a ring in `folder` would be worth. Makes a small file there, without a name."""
         identity, kind = file_system_identity(folder, self.boot_id())
-        with tempfile.NamedTemporaryFile(prefix=".probe-", dir=folder) as file:
+        # Without a name, so that nothing is left behind whenever the process ends.
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
             os.fsync(file.fileno())
-            map_sync = probe_map_sync(file.name)
-            dax = probe_dax(file.name)
+            path = f"/proc/self/fd/{file.fileno()}"
+            map_sync = probe_map_sync(path)
+            dax = probe_dax(path)
         if not (map_sync and dax):
             return Probe(Level.PROCESS, Medium.FILE, kind, identity, map_sync, dax)
         regions = region_folders(folder)
