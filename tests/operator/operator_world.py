@@ -49,8 +49,8 @@ _RUNNER = asyncio.Runner()
 HOSTS = ("n1", "n2", "n3", "n4", "n5", "n6", "n7")
 
 
-class ViolationError(AssertionError):
-    """Something that must never happen has happened."""
+class ViolationError(BaseException):
+    """Something that must never happen has happened. Not an ``Exception``: the operator must not get over it."""
 
 
 class OperatorCrash(BaseException):

@@ -105,8 +105,9 @@ class Picture:
 
     @cached_property
     def configuration(self) -> Configuration | None:
-        """The committed configuration, if its leader answered."""
-        return self.seen.configuration
+        """The committed configuration, if its leader answered; never another cluster's."""
+        conf = self.seen.configuration
+        return conf if conf is not None and conf.cluster_id == self.latch.cluster_id else None
 
     @cached_property
     def members(self) -> tuple[Member, ...]:
@@ -205,7 +206,7 @@ class Picture:
         )
 
     def _member(self, entry: LatchedMember) -> Member:
-        seen, conf, number = self.seen, self.seen.configuration, entry.number
+        seen, conf, number = self.seen, self.configuration, entry.number
         return Member(
             entry=entry,
             name=self.names.member(number),

@@ -37,12 +37,15 @@ def shared_objects(picture: Picture) -> Action | None:
 def orphans(picture: Picture) -> Action | None:
     """Takes away what belongs to numbers that were given back before they had an identity.
 
-    A claim that carries an identity is never an orphan: it is data that a retention policy kept.
+    A claim that carries an identity is never an orphan: it is data that a retention policy kept. A StatefulSet beside
+    such a claim is one only if the identity's removal is committed (M10).
     """
     latch, seen, names = picture.latch, picture.seen, picture.names
+    removed = picture.configuration.removed if picture.configuration is not None else frozenset()
     for number, workload in sorted(seen.sets.items()):
-        ours = workload.owner_uid == seen.uid
-        if latch.member(number) is None and ours and not workload.deleting:
+        ours, beside = workload.owner_uid == seen.uid, seen.claims.get(number)
+        harmless = beside is None or not beside.stamped or beside.member_id in removed
+        if latch.member(number) is None and ours and harmless and not workload.deleting:
             return DeleteStatefulSet(number, names.member(number), workload.name, workload.uid)
     for number, claim in sorted(seen.claims.items()):
         unused = number not in seen.sets and number not in seen.pods and number < latch.next_number
