@@ -55,14 +55,6 @@ class EventRecorder:
             finally:
                 self._pending.task_done()
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Wait until what was recorded is written, but no longer than ``timeout_seconds``."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._pending.join()
-        except TimeoutError:
-            log.info("some events were not written")
-
     async def _write(self, reference: dict[str, Any], type: str, reason: str, message: str) -> None:
         reference = {name: value for name, value in reference.items() if name != "resourceVersion"}
         identity = (reference.get("uid", ""), reference["name"], type, reason, message)

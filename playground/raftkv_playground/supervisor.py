@@ -130,6 +130,7 @@ class Supervisor:
         self._watchers: list[asyncio.Task[None]] = []
         self._over: asyncio.Future[str] | None = None
         self._stopping = False
+        self._started = False
 
     # -- directories
 
@@ -201,7 +202,8 @@ class Supervisor:
                 return
             how = f"killed by {signal.Signals(ended.signal).name}" if ended.signal else f"exit code {ended.code}"
             if child.essential:
-                self._end(f"the {child.name} ended ({how}), and with it the playground's state")
+                what = "with it the playground's state is gone" if self._started else "its log says why"
+                self._end(f"{'' if self._started else 'cannot start: '}the {child.name} ended ({how}); {what}")
                 return
             if (ended.finished - ended.started).total_seconds() > RESTART_RESET_SECONDS:
                 delay = RESTART_FIRST_SECONDS
@@ -296,6 +298,7 @@ class Supervisor:
                 if item["kind"] == CLUSTER_KIND and self.options.operator:
                     await self._follow(client, item)
             await self._greet(client)
+        self._started = True
         if self.options.ready_file is not None:
             self.options.ready_file.write_text(f"{self.kubeconfig}\n")
 
@@ -321,11 +324,9 @@ class Supervisor:
         argv += [f"--port={self.options.port}", f"--service-network={self._block.services}"]
         argv += ["--identity=controllers=masters:system:kube-controller-manager"]
         argv += ["--identity=kubelet=masters:system:nodes"]
-        child = self.start("apiserver", argv, essential=True)
+        self.start("apiserver", argv, essential=True)
 
         async def ready() -> str | None:
-            if child.process is not None and not child.process.running:
-                raise StartError("the API server ended at its start")
             if not (directory / "kubeconfig").exists():
                 return None
             async with ApiClient.from_kubeconfig(directory / "kubeconfig") as client:

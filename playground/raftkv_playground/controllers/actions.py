@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raftkv_playground.client import ApiClient, ApiError, PatchType, Resource
 from raftkv_playground.events import EventRecorder
+
+log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
@@ -83,6 +86,7 @@ async def perform(client: ApiClient, recorder: EventRecorder, actions: Iterable[
     """Carry out the actions in order and stop at the first that fails (``ApiError``); returns what was created."""
     created: list[Object] = []
     for action in actions:
+        log.debug("%s", action.describe())
         match action:
             case Create(resource, body):
                 created.append(await client.create(resource, body, body["metadata"].get("namespace")))

@@ -12,7 +12,6 @@ import contextlib
 import heapq
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from raftkv_playground.client import ApiClient, ApiError, Informer, Resource
 from raftkv_playground.controllers.actions import Action, perform
@@ -25,7 +24,6 @@ RETRY_FIRST_SECONDS = 0.05
 RETRY_LIMIT_SECONDS = 15.0
 RESYNC_SECONDS = 60.0
 """Every object is looked at again after this long, even if nothing changed: a missed trigger heals itself."""
-EVENT_DRAIN_SECONDS = 2.0
 
 
 class WorkQueue:
@@ -202,11 +200,3 @@ class Controller:
             await asyncio.sleep(RESYNC_SECONDS)
             for key in list(self.store(self.primary)):
                 self.queue.add(key)
-
-
-def index_by(items: Iterable[Object], key: Callable[[Object], Any]) -> dict[Any, list[Object]]:
-    """Group objects; the order within a group is kept."""
-    groups: dict[Any, list[Object]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from raftkv_playground import client as api
 from raftkv_playground.controllers import statefulset as sts
 from raftkv_playground.controllers.actions import Create, Delete, Patch, Replace
@@ -305,3 +307,46 @@ def test_orphans_with_a_fitting_name_are_adopted() -> None:
     actions = sts.plan(sts.Observed(statefulset, [], [], {}, [orphan, other])).actions
     patches = [action for action in actions if isinstance(action, Patch)]
     assert [patch.name for patch in patches] == ["web-0"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    policy=st.sampled_from(["OrderedReady", "Parallel"]),
+    changes=st.lists(
+        st.one_of(
+            st.tuples(st.just("scale"), st.integers(0, 4)),
+            st.tuples(st.just("image"), st.integers(0, 3)),
+            st.tuples(st.just("lose"), st.integers(0, 4)),
+            st.tuples(st.just("fail"), st.integers(0, 4)),
+            st.tuples(st.just("unready"), st.integers(0, 4)),
+            st.tuples(st.just("step"), st.integers(0, 3)),
+        ),
+        max_size=12,
+    ),
+)
+def test_whatever_happens_it_ends_as_wished(policy: str, changes: list[tuple[str, int]]) -> None:
+    """Scaling, new templates and lost pods in any order: every pod of the range, of the newest template, and no other;
+    and an ordered set never touches more than one pod at a time."""
+    world = World(a_set(2, podManagementPolicy=policy))
+    for change, number in changes:
+        pod = f"web-{number}"
+        match change:
+            case "scale":
+                world.scale(number)
+            case "image":
+                world.change(f"i:{number}")
+            case "lose":
+                world.pods.pop(pod, None)
+            case "fail" if pod in world.pods:
+                world.pods[pod]["status"] = {"phase": "Failed"}
+            case "unready" if pod in world.pods:
+                world.ready(pod, value=False)
+            case "step":
+                done = world.step()
+                assert policy == "Parallel" or len(done) <= 1
+    world.settle()
+    assert sorted(world.pods) == [f"web-{n}" for n in range(world.set["spec"]["replicas"])]
+    status = world.set["status"]
+    assert {world.revision(name) for name in world.pods} <= {status["updateRevision"]}
+    assert status["currentRevision"] == status["updateRevision"]
+    assert status["replicas"] == status.get("readyReplicas", 0) == len(world.pods)
