@@ -94,12 +94,44 @@ def test_a_crash_in_the_recovery_of_a_crash_loses_nothing_and_brings_nothing_bac
     explore_twice(lab, power)
 
 
-def explore_twice(lab: Lab, power: bool) -> None:
-    """D3: what a finished recovery showed is what every later one shows, whatever happens in between."""
+def test_a_crash_while_the_ring_is_resized_loses_nothing(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(room, monkeypatch, True)
+    lab.changes = {"adr_size_bytes": 8192 + 4096, "segment_size_bytes": 1500}
+    explore_twice(lab, True, crashes=3, then={"adr_size_bytes": 8192 + 10240})
+
+
+@pytest.mark.parametrize("from_ring", [True, False])
+def test_a_crash_while_the_mode_is_changed_loses_nothing(
+    room: Path, monkeypatch: pytest.MonkeyPatch, from_ring: bool
+) -> None:
+    """Through clean, from a ring to none and back: every state of the change opens in the new mode, with all of it."""
+    lab = Lab(room, monkeypatch, from_ring)
+    world = lab.new()
+    trace, _ = lab.run(world, work_and_close)
+    whole = expected(trace, EMPTY, trace.position())
+    assert len(whole) == 1
+    lab.ring = not from_ring
+    second = lab.crash(world, trace, trace.position(), oldest)
+    again, _ = lab.run(second, None)
+    for moment in again.moments():
+        for choose in (oldest, newest, at_random(hash(moment))):
+            third = lab.crash(second, again, moment, choose)
+            log, recovered = third.member.open()
+            log.close(clean=False)
+            assert state_of(recovered) in whole
+            lab.discard(third)
+
+
+def explore_twice(lab: Lab, power: bool, crashes: int = 12, then: dict[str, Any] | None = None) -> None:
+    """D3: what a finished recovery showed is what every later one shows, whatever happens in between.
+
+    `then`: options that are other ones from the second opening on.
+    """
     world = lab.new()
     trace, _ = lab.run(world, work)
     moments = list(trace.moments())
-    for number, moment in enumerate(moments[:: max(1, len(moments) // 12)]):
+    lab.changes.update(then or {})
+    for number, moment in enumerate(moments[:: max(1, len(moments) // crashes)]):
         allowed = expected(trace, EMPTY, moment)
         second = lab.crash(world, trace, moment, at_random(number), power=power)
         again, seen = lab.run(second, None)
