@@ -84,24 +84,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _up(options: argparse.Namespace) -> int:
     from raftkv_playground.supervisor import Options, Supervisor
 
-    supervisor = Supervisor(
-        Options(
-            nodes=options.nodes,
-            port=options.port,
-            state_dir=options.state_dir,
-            kubeconfig=options.kubeconfig,
-            apply=options.apply,
-            samples=options.samples,
-            images=options.images,
-            operator=options.operator,
-            operator_args=options.operator_args,
-            ready_file=options.ready_file,
-            timeout_seconds=options.timeout,
-            restart_backoff_seconds=options.restart_backoff,
-            restart_backoff_limit_seconds=options.restart_backoff_limit,
-            log_level=options.log_level,
-        )
+    wanted = Options(
+        nodes=options.nodes,
+        port=options.port,
+        state_dir=options.state_dir,
+        kubeconfig=options.kubeconfig,
+        apply=options.apply,
+        samples=options.samples,
+        images=options.images,
+        operator=options.operator,
+        operator_args=options.operator_args,
+        ready_file=options.ready_file,
+        timeout_seconds=options.timeout,
+        restart_backoff_seconds=options.restart_backoff,
+        restart_backoff_limit_seconds=options.restart_backoff_limit,
+        log_level=options.log_level,
     )
+    try:
+        supervisor = Supervisor(wanted)
+    except OSError as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return 1
     return await supervisor.run()
 
 

@@ -37,13 +37,14 @@ from raftkv_playground.kubelet.plan import (
 from raftkv_playground.kubelet.resolve import Resolver
 from raftkv_playground.kubelet.status import ContainerState, PodState, build_status
 from raftkv_playground.kubelet.volumes import MountError, VolumeMounter
-from raftkv_playground.objects import Object, deleting, now, pod_finished, status_of, uid_of
+from raftkv_playground.objects import Object, deleting, now, pod_finished, pod_ready, status_of, uid_of
 
 log = logging.getLogger(__name__)
 
 MOUNT_RETRY_SECONDS = 1.0
 REFRESH_SECONDS = 20.0
 """How often ConfigMap, Secret and projected volumes of running pods are written anew."""
+DEFAULT_GRACE_SECONDS = 30.0
 FORCED_GRACE_SECONDS = 2.0
 """Time to end for a pod whose object is gone already."""
 TOKEN_SECONDS = 30 * 24 * 3600
@@ -100,7 +101,8 @@ class PodWorker:
 
     @property
     def grace_seconds(self) -> float:
-        return float(self.pod["spec"].get("terminationGracePeriodSeconds") or 30)
+        seconds = self.pod["spec"].get("terminationGracePeriodSeconds")
+        return DEFAULT_GRACE_SECONDS if seconds is None else float(seconds)
 
     def event(self, type: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         self.kubelet.events.record(self.pod, type, reason, message)
@@ -113,6 +115,10 @@ class PodWorker:
         self.pod = {"apiVersion": "v1", "kind": "Pod", **pod}
         if deleting(pod):
             self._stop.set()
+        elif self._written is not None and pod_ready(pod) != pod_ready({"status": self._written}):
+            # Somebody else wrote it (the node seemed silent), or it is an old copy: then the write changes nothing.
+            self._written = None
+            self.changed()
 
     def removed(self) -> None:
         """The pod's object is gone."""

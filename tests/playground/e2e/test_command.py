@@ -35,6 +35,12 @@ def test_a_folder_has_one_playground(playground: Playground) -> None:
     assert playground.get("nodes")["items"], "the first one goes on"
 
 
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = up(f"--state-dir={tmp_path / 'file' / 'state'}")
+    assert done.returncode == 1 and done.stderr.startswith("cannot start: ") and "Traceback" not in done.stderr
+
+
 def test_a_port_in_use_is_told(playground: Playground, tmp_path: Path) -> None:
     port = playground.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}").rsplit(":", 1)[1]
     done = up(f"--port={port}", f"--state-dir={tmp_path}")

@@ -365,6 +365,16 @@ def test_a_failing_liveness_probe_restarts(playground: Playground) -> None:
     play.kubectl("delete", "pod", "alive", "--timeout=60s")
 
 
+def test_the_kubelet_knows_best_whether_a_pod_is_ready(playground: Playground) -> None:
+    play = playground
+    play.apply(a_pod("steady", an_app()))
+    play.kubectl("wait", "pod/steady", "--for=condition=Ready", "--timeout=60s")
+    patch = '{"status":{"conditions":[{"type":"Ready","status":"False"}]}}'
+    play.kubectl("patch", "pod", "steady", "--subresource=status", "--type=strategic", "-p", patch)
+    play.kubectl("wait", "pod/steady", "--for=condition=Ready", "--timeout=60s")
+    play.kubectl("delete", "pod", "steady", "--timeout=60s")
+
+
 def test_owners_and_dependents(playground: Playground) -> None:
     """Background, foreground and orphan deletion."""
     play = playground
