@@ -11,7 +11,7 @@ import yaml
 from aiohttp import web
 
 from raftkv_playground.apiserver import errors, patches
-from raftkv_playground.apiserver.auth import Attributes, Authenticator, Authorizer, User
+from raftkv_playground.apiserver.auth import Attributes, Authenticator, Authorizer, User, service_account
 from raftkv_playground.apiserver.discovery import Discovery, version
 from raftkv_playground.apiserver.errors import Failure, Object, PlainNotFound
 from raftkv_playground.apiserver.kinds import Kind, Registry
@@ -89,7 +89,7 @@ class Api:
         return response
 
     async def _dispatch(self, request: web.Request, warnings: list[str]) -> web.StreamResponse:
-        user = self.authenticator.authenticate(request.headers.get("Authorization"))
+        user = self._impersonated(request, self.authenticator.authenticate(request.headers.get("Authorization")))
         path = request.path
         target = parse_path(path)
         if target is None:
@@ -105,6 +105,27 @@ class Api:
         if target.subresource:
             return await self._subresource(request, kind, target, user, warnings)
         return await self._resource(request, kind, target, user, warnings)
+
+    def _impersonated(self, request: web.Request, user: User) -> User:
+        """The user that the request acts as (kubectl's ``--as`` and ``--as-group``), if the real one may."""
+        name = request.headers.get("Impersonate-User")
+        groups = request.headers.getall("Impersonate-Group", [])
+        if not name:
+            if groups:
+                raise errors.bad_request("requested groups without impersonating a user")
+            return user
+        parts = name.split(":")
+        account = parts[2:] if name.startswith("system:serviceaccount:") and len(parts) == 4 else None
+        if account:
+            self.authorizer.check(user, Attributes("impersonate", "", "v1", "serviceaccounts", "", *account))
+            groups = groups or list(service_account(*account).groups)
+        else:
+            self.authorizer.check(user, Attributes("impersonate", "", "v1", "users", name=name))
+        for group in request.headers.getall("Impersonate-Group", []):
+            self.authorizer.check(user, Attributes("impersonate", "", "v1", "groups", name=group))
+        if "system:authenticated" not in groups and name != "system:anonymous":
+            groups = [*groups, "system:authenticated"]
+        return User(name, tuple(groups))
 
     def _other(self, request: web.Request, path: str) -> web.Response:
         parts = path.strip("/").split("/")
@@ -123,6 +144,8 @@ class Api:
                 return self.discovery.group(group)
             case ["apis", group, api_version]:
                 return self.discovery.resources(group, api_version)
+            case ["openapi", "v2"]:
+                return self.openapi.old_document(request)
             case ["openapi", "v3"]:
                 return respond(self.openapi.index())
             case ["openapi", "v3", *rest]:
@@ -138,6 +161,8 @@ class Api:
         if verb == "watch" or (verb == "get" and truth(request.query.get("watch")) and "watch" in request.query):
             return await self.lister.watch(request, kind, target)
         if verb not in kind.verbs or (kind.namespaced and not target.namespace and verb in {"create", "update"}):
+            raise errors.method_not_allowed()
+        if verb == "create" and target.name:
             raise errors.method_not_allowed()
         match verb:
             case "list":

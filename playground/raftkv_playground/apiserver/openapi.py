@@ -48,6 +48,17 @@ class OpenApi:
             raise PlainNotFound
         return respond(document)
 
+    def old_document(self, request: web.Request) -> web.Response:
+        """``/openapi/v2`` without definitions: clients of that age take kinds that it does not have unchecked, and
+        the server checks fields by itself."""
+        title, version = b"Kubernetes", self._version.encode()
+        if "proto-openapi" in request.headers.get("Accept", ""):
+            info = b"\x0a" + bytes([len(title)]) + title + b"\x12" + bytes([len(version)]) + version
+            body = b"\x0a\x032.0\x12" + bytes([len(info)]) + info + b"\x42\x00"
+            return web.Response(body=body, content_type="application/com.github.proto-openapi.spec.v2.v1.0+protobuf")
+        document = {"swagger": "2.0", "info": {"title": "Kubernetes", "version": self._version}, "paths": {}}
+        return respond({**document, "definitions": {}})
+
     def _document(self, kinds: list[Kind]) -> Object:
         schemas: dict[str, Object] = {}
         paths: dict[str, Object] = {}

@@ -17,7 +17,8 @@ from raftkv_playground.apiserver.errors import Object, bad_request
 MAGIC = b"k8s\x00"
 
 Field = tuple[str, str]
-"""(JSON name, type): s string, b bytes, i integer, ? boolean, t time, or a message's name; ``[]`` and ``{}`` before it
+"""(JSON name, type): s string, b bytes, i integer, ? boolean, t time, x integer or
+string, or a message's name; ``[]`` and ``{}`` before it
 for lists and string-keyed maps."""
 
 _MESSAGES: dict[str, dict[int, Field]] = {
@@ -131,6 +132,40 @@ _MESSAGES: dict[str, dict[int, Field]] = {
         5: ("dryRun", "[]s"),
     },
     "Preconditions": {1: ("uid", "s"), 2: ("resourceVersion", "s")},
+    "PodDisruptionBudget": {
+        1: ("metadata", "ObjectMeta"),
+        2: ("spec", "PodDisruptionBudgetSpec"),
+        3: ("status", "Ignored"),
+    },
+    "PodDisruptionBudgetSpec": {
+        1: ("minAvailable", "x"),
+        2: ("selector", "LabelSelector"),
+        3: ("maxUnavailable", "x"),
+        4: ("unhealthyPodEvictionPolicy", "s"),
+    },
+    "LabelSelector": {1: ("matchLabels", "{}s"), 2: ("matchExpressions", "[]LabelSelectorRequirement")},
+    "LabelSelectorRequirement": {1: ("key", "s"), 2: ("operator", "s"), 3: ("values", "[]s")},
+    "Service": {1: ("metadata", "ObjectMeta"), 2: ("spec", "ServiceSpec"), 3: ("status", "Ignored")},
+    "ServiceSpec": {
+        1: ("ports", "[]ServicePort"),
+        2: ("selector", "{}s"),
+        3: ("clusterIP", "s"),
+        4: ("type", "s"),
+        5: ("externalIPs", "[]s"),
+        7: ("sessionAffinity", "s"),
+        10: ("externalName", "s"),
+        11: ("externalTrafficPolicy", "s"),
+        13: ("publishNotReadyAddresses", "?"),
+    },
+    "ServicePort": {
+        1: ("name", "s"),
+        2: ("protocol", "s"),
+        3: ("port", "i"),
+        4: ("targetPort", "x"),
+        5: ("nodePort", "i"),
+        6: ("appProtocol", "s"),
+    },
+    "IntOrString": {1: ("type", "i"), 2: ("intVal", "i"), 3: ("strVal", "s")},
     "Ignored": {},
 }
 
@@ -202,7 +237,9 @@ def _message(raw: bytes, name: str) -> Object:
             out.setdefault(key, {})[bytes(entry.get(1, b"")).decode()] = _value(entry.get(2, b""), kind[2:])
         else:
             out[key] = _value(value, kind)
-    return {k: v for k, v in out.items() if v not in ("", {}, None) or k in {"spec"}}
+    # Scalars that are no pointers are on the wire even when unset; only pointers' zero values mean something.
+    unset = {"nodePort": 0, "publishNotReadyAddresses": False, "generation": 0}
+    return {k: v for k, v in out.items() if k == "spec" or (v not in ("", {}, None) and (k, v) not in unset.items())}
 
 
 def _value(value: Any, kind: str) -> Any:
@@ -217,5 +254,8 @@ def _value(value: Any, kind: str) -> Any:
             return bool(value)
         case "t":
             return None
+        case "x":
+            either = _message(bytes(value), "IntOrString")
+            return either.get("strVal", "") if either.get("type") == 1 else either.get("intVal", 0)
         case _:
             return _message(bytes(value), kind)

@@ -200,12 +200,15 @@ class Subresources:
     def _token(self, kind: Kind, target: Target, body: Object) -> Object:
         account = self._resources.get(kind, target.namespace, target.name)
         spec = dict(body.get("spec") or {})
-        seconds = spec.setdefault("expirationSeconds", TOKEN_SECONDS_DEFAULT)
+        if spec.get("expirationSeconds") is None:
+            spec["expirationSeconds"] = TOKEN_SECONDS_DEFAULT
+        seconds = spec["expirationSeconds"]
         if not isinstance(seconds, int) or not TOKEN_SECONDS_LEAST <= seconds <= TOKEN_SECONDS_MOST:
             text = "may not specify a duration less than 10 minutes"
             field = errors.invalid_value("spec.expirationSeconds", seconds, text)
             raise errors.invalid("TokenRequest", "authentication.k8s.io", target.name, [field])
-        spec.setdefault("audiences", ["https://kubernetes.default.svc"])
+        if not spec.get("audiences"):
+            spec["audiences"] = ["https://kubernetes.default.svc"]
         token, expires = self._authenticator.issue(target.namespace, account, seconds)
         when = datetime.datetime.fromtimestamp(expires, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {
