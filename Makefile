@@ -55,6 +55,7 @@ conformance-k8s: venv
 	else $(BIN)/python tests/conformance/kubernetes/recorded_replay.py "$(RECORDING)"; fi
 
 bench: venv
+	$(BIN)/python tests/perf/engine_bench.py
 	$(BIN)/python tests/perf/compare.py
 
 # Debian's packages that the tests drive: etcdctl, h2load, Prometheus, Helm's template libraries, kubectl where there is none.
