@@ -27,7 +27,8 @@ $(VENV)/.built: $(VENV)/.deps pyproject.toml $(NATIVE)
 	touch $@
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	cargo test --quiet --locked --no-default-features --manifest-path node/native/Cargo.toml
 
 lint: venv
 	$(BIN)/ruff format --check .
@@ -59,7 +60,8 @@ bench: venv
 	$(BIN)/python tests/perf/compare.py
 
 # Debian's packages that the tests drive: etcdctl, h2load, Prometheus, Helm's template libraries, kubectl where there is none.
-PACKAGES := debootstrap etcd-client golang-github-ghodss-yaml-dev golang-github-masterminds-sprig-dev golang-go nghttp2-client
+PACKAGES := debootstrap etcd-client golang-github-ghodss-yaml-dev golang-github-masterminds-sprig-dev golang-go \
+  libpython3-dev nghttp2-client
 packages:
 	command -v apt-get >/dev/null || { echo "no apt-get here: install $(PACKAGES) and kubectl by hand"; exit 1; }
 	apt-get -qq update

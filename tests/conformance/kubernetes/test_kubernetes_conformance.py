@@ -15,10 +15,8 @@ HERE = Path(__file__).parent
 
 
 def _recording() -> Path | None:
-    if given := os.environ.get("RECORDING"):
-        return Path(given)
-    beside = HERE.parents[3] / "shared" / "conformance" / "kubernetes-1.36"
-    return beside if beside.is_dir() else None
+    given = os.environ.get("RECORDING")
+    return Path(given) if given else None
 
 
 @pytest.mark.slow
