@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from apiserver_harness import Cluster
 from raftkv_playground.apiserver.crd import openapi, rules
 from raftkv_playground.apiserver.crd.definition import validate_schema
@@ -275,3 +277,63 @@ def test_defaults_are_filled_in_from_outside_in() -> None:
     value = {"a": {"b": None, "c": None}}
     openapi.apply_defaults(value, schema)
     assert value == {"a": {"b": "x", "c": None}}
+
+
+def _rule(rule: str) -> list[dict[str, str]]:
+    return [{"rule": rule}]
+
+
+@pytest.mark.parametrize(
+    ("schema", "fits"),
+    [
+        # A long string by itself is affordable, as on a real server.
+        ({"type": "string", "x-kubernetes-validations": _rule("self == oldSelf")}, True),
+        ({"type": "string", "x-kubernetes-validations": _rule("self.matches('^[a-z]{1,63}(-[a-z]{1,63})*$')")}, True),
+        # A string without bound in a list without bound is not.
+        (
+            {
+                "type": "array",
+                "items": {"type": "string", "x-kubernetes-validations": _rule("self.matches('^[a-z]+$')")},
+            },
+            False,
+        ),
+        (
+            {
+                "type": "array",
+                "maxItems": 10,
+                "items": {"type": "string", "maxLength": 64, "x-kubernetes-validations": _rule("self.matches('^a+$')")},
+            },
+            True,
+        ),
+        (
+            {
+                "type": "array",
+                "items": {"type": "string"},
+                "x-kubernetes-validations": _rule("self.all(x, self.all(y, x == y))"),
+            },
+            False,
+        ),
+        (
+            {"type": "array", "items": {"type": "integer"}, "x-kubernetes-validations": _rule("self.all(x, x > 0)")},
+            True,
+        ),
+        # An equality with a constant costs no more than the constant.
+        (
+            {
+                "type": "array",
+                "items": {"type": "string"},
+                "x-kubernetes-validations": _rule("self.all(x, x == 'a')"),
+            },
+            True,
+        ),
+    ],
+)
+def test_rules_without_bounds_are_refused(schema: dict[str, Any], fits: bool) -> None:
+    complaints = [c for c in _complaints(schema) if "estimated rule cost exceeds budget" in c]
+    assert bool(complaints) != fits, _complaints(schema)
+
+
+def test_the_products_own_definition_is_affordable() -> None:
+    body = yaml.safe_load((Path(__file__).parents[3] / "deploy" / "crd.yaml").read_text())
+    for version in body["spec"]["versions"]:
+        assert validate_schema(version["schema"]["openAPIV3Schema"], "s") == []

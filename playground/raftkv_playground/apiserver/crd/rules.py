@@ -16,6 +16,7 @@ from typing import Any
 
 import cel
 
+from raftkv_playground.apiserver.crd import cost
 from raftkv_playground.apiserver.crd.openapi import json_type
 from raftkv_playground.apiserver.errors import FieldError, Object, forbidden_field, go_value
 
@@ -86,24 +87,26 @@ class RuleNode:
         return not (self.rules or self.fields or self.extra or self.items)
 
 
-def compile_rules(schema: Object, path: str, errors: list[FieldError]) -> RuleNode:
-    """The rules in ``schema`` and below; ``errors`` gets those that do not compile. ``path`` is the schema's place
-    in the definition."""
+def compile_rules(schema: Object, path: str, errors: list[FieldError], runs: int = 1) -> RuleNode:
+    """The rules in ``schema`` and below; ``errors`` gets those that do not compile or cost too much. ``path`` is the
+    schema's place in the definition, ``runs`` how many values of it one object can have."""
     node = RuleNode(schema)
     for n, spec in enumerate(schema.get("x-kubernetes-validations") or []):
         at = f"{path}.x-kubernetes-validations[{n}]"
         rule = _compile(spec, schema, at, errors)
         if rule is not None:
             node.rules.append(rule)
+            if complaint := cost.check(spec["rule"], schema, runs, at):
+                errors.append(complaint)
     for key, child in (schema.get("properties") or {}).items():
-        below = compile_rules(child, f"{path}.properties[{key}]", errors)
+        below = compile_rules(child, f"{path}.properties[{key}]", errors, runs)
         if not below.empty:
             node.fields[key] = below
     if isinstance(extra := schema.get("additionalProperties"), dict):
-        below = compile_rules(extra, f"{path}.additionalProperties", errors)
+        below = compile_rules(extra, f"{path}.additionalProperties", errors, runs * cost.most_items(schema))
         node.extra = None if below.empty else below
     if isinstance(items := schema.get("items"), dict):
-        below = compile_rules(items, f"{path}.items", errors)
+        below = compile_rules(items, f"{path}.items", errors, runs * cost.most_items(schema))
         node.items = None if below.empty else below
         unkeyed = schema.get("x-kubernetes-list-type", "atomic") != "map"
         if node.items and unkeyed and _has_transition(node.items):
