@@ -20,6 +20,7 @@ from raftkv_playground.apiserver.proxy import Proxy
 from raftkv_playground.apiserver.requests import (
     Target,
     attributes_of,
+    number,
     options_of,
     parse_object,
     parse_path,
@@ -271,7 +272,7 @@ class Api:
         wanted = parse_object(raw, "DeleteOptions") if raw.strip() else {}
         query = request.query
         if "gracePeriodSeconds" in query:
-            wanted.setdefault("gracePeriodSeconds", int(query["gracePeriodSeconds"]))
+            wanted.setdefault("gracePeriodSeconds", number(query, "gracePeriodSeconds"))
         if "propagationPolicy" in query:
             wanted.setdefault("propagationPolicy", query["propagationPolicy"])
         policy = wanted.get("propagationPolicy")

@@ -82,6 +82,17 @@ def truth(value: str | None) -> bool:
     return value is not None and value.lower() in {"", "1", "true", "t"}
 
 
+def number(query: Any, name: str) -> int:
+    """A number in a query, 0 if it is absent; 400 for what is none."""
+    text = query.get(name) or "0"
+    try:
+        return int(text)
+    except ValueError:
+        raise errors.bad_request(
+            f"unable to parse query parameter {name}: strconv.ParseInt: parsing {errors.go_value(text)}: invalid syntax"
+        ) from None
+
+
 def options_of(request: web.Request) -> Options:
     """The write options in a query."""
     query = request.query

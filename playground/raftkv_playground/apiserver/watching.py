@@ -14,7 +14,7 @@ from aiohttp import web
 from raftkv_playground.apiserver import errors, selectors, tables
 from raftkv_playground.apiserver.errors import Failure, Object
 from raftkv_playground.apiserver.kinds import Kind
-from raftkv_playground.apiserver.requests import Target, Wanted, respond, truth, wanted_of
+from raftkv_playground.apiserver.requests import Target, Wanted, number, respond, truth, wanted_of
 from raftkv_playground.apiserver.store import Change, Gone, Store
 
 BOOKMARK_SECONDS = 30.0
@@ -55,7 +55,7 @@ class Lister:
         query = request.query
         self._check_versions(kind, query)
         predicate = self.select(kind, target, query)
-        limit = int(query.get("limit") or 0)
+        limit = max(number(query, "limit"), 0)
         if token := query.get("continue"):
             revision, items = self._resume(token)
         else:
@@ -143,6 +143,7 @@ class Lister:
         version, initial = query.get("resourceVersion", ""), query.get("sendInitialEvents")
         bookmarks = truth(query.get("allowWatchBookmarks")) if "allowWatchBookmarks" in query else False
         self._check_initial(query, initial)
+        wanted_seconds = max(number(query, "timeoutSeconds"), 0)
         stream = _Stream(request, kind, wanted_of(request), query)
         revision = parse_version(version) if version else 0
         if revision > self._store.revision:
@@ -164,7 +165,7 @@ class Lister:
                 await stream.send("ADDED", item)
             if from_now and bookmarks:
                 await stream.bookmark(at, ended=True)
-            seconds = float(query.get("timeoutSeconds") or 0) or WATCH_SECONDS_LEAST * random.uniform(1, 2)
+            seconds = wanted_seconds or WATCH_SECONDS_LEAST * random.uniform(1, 2)
             await self._follow(stream, watcher.queue, predicate, seconds, bookmarks)
         except (ConnectionResetError, ConnectionError):
             pass

@@ -149,6 +149,9 @@ def test_what_is_not_there(run: Run) -> None:
                     assert (path, response.status) == (path, code)
             async with session.post(MAPS + "/a") as response:
                 assert response.status == 405
+            for query in ({"limit": "x"}, {"watch": "1", "timeoutSeconds": "soon"}, {"labelSelector": "a b c=d"}):
+                async with session.get(MAPS, params=query) as response:
+                    assert (query, response.status) == (query, 400)
             accept = {"Accept": "application/vnd.kubernetes.protobuf"}
             async with session.get(MAPS, headers=accept) as response:
                 assert response.status == 406
