@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
 from datetime import timedelta
 
 import pytest
-from operator_world import NAME, FakeMembers, OperatorCrash, ViolationError, World, raft_voters, sample, settled
+from operator_fakes import FakeMembers
+from operator_world import NAME, OperatorCrash, ViolationError, World, raft_voters, sample, settled
 from raftkv_operator.api import constants
-from raftkv_operator.observe.seams import CLAIMS, PODS, SECRETS, SERVICES, STATEFUL_SETS, KubeError, MemberError
+from raftkv_operator.observe.cache import Cache
+from raftkv_operator.observe.seams import (
+    CLAIMS,
+    CLUSTERS,
+    PODS,
+    SECRETS,
+    SERVICES,
+    STATEFUL_SETS,
+    KubeError,
+    MemberError,
+)
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 5, 7])
@@ -394,3 +406,38 @@ def test_the_world_itself_finds_violations() -> None:
     world.crash_at = (world.side_effects + 1, "before")
     with pytest.raises(OperatorCrash):
         asyncio.run(world.kube.create(SERVICES, "default", {"metadata": {"name": "x"}}))
+
+
+def _fill(cache: Cache, world: World) -> None:
+    for resource in (CLUSTERS, STATEFUL_SETS, PODS, CLAIMS):
+        for body in world.of(resource):
+            cache.feed(resource, pickle.loads(pickle.dumps(body)), deleted=False)
+
+
+def test_at_rest_the_api_is_not_asked_and_a_stale_cache_never_acts() -> None:
+    world = settled(3)
+    dirty: list[tuple[str, str]] = []
+    cache = Cache(dirty.append)
+    loop = world.operator(cache=cache)
+    _fill(cache, world)
+    assert set(dirty) == {("default", NAME)}
+    world.settle(loop)  # the first pass reads everything once
+    asked = world.requests
+    for _ in range(10):
+        world.step(loop)
+    assert world.requests == asked
+    # The cache still shows a pod that is long gone, and an edit that was taken back: looked at twice, acted on never.
+    stale = pickle.loads(pickle.dumps(world.cluster))
+    stale["spec"]["replicas"] = 7
+    cache.feed(CLUSTERS, stale, deleted=False)
+    world.writes.clear()
+    world.step(loop)
+    assert world.requests > asked
+    assert world.writes == []
+    # An edit that the watch has delivered is acted on.
+    world.scale(5)
+    _fill(cache, world)
+    world.settle(loop)
+    world.check_settled()
+    cache.feed(CLUSTERS, world.cluster, deleted=True)
+    assert cache.cluster(("default", NAME)) is None

@@ -12,7 +12,8 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from operator_world import NAME, FakeMembers, OperatorCrash, World, quorum, sample, settled
+from operator_fakes import FakeMembers
+from operator_world import NAME, OperatorCrash, World, quorum, sample, settled
 from raftkv_operator.act.executor import Executor, NameTakenError
 from raftkv_operator.api import constants
 from raftkv_operator.decide import Action, decide
