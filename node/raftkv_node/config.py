@@ -317,6 +317,12 @@ class NodeConfig:
         return 5.0 + 2 * self.election_timeout / 1000
 
     @property
+    def max_batch_bytes(self) -> int:
+        """Bytes of requests in one entry. With one request of the largest size beside it, an entry takes less than half
+        of the log buffer, so that it always finds room in one piece once the buffer is drained."""
+        return min(1 << 20, self.adr_size // 16)
+
+    @property
     def peer_url(self) -> str:
         return self.initial_advertise_peer_urls[0].url
 
@@ -424,8 +430,8 @@ def _check_times_and_sizes(config: NodeConfig) -> None:
         raise ConfigError("--adr-size is not between 4Mi and 100Mi")
     if not 0 < config.adr_drain_interval <= 60:
         raise ConfigError("--adr-drain-interval is not between 0 and 60s")
-    if config.max_request_bytes > 64 << 20:
-        raise ConfigError("--max-request-bytes is more than 64 MiB")
+    if config.max_request_bytes > config.adr_size * 3 // 8:
+        raise ConfigError("--max-request-bytes is more than three eighths of --adr-size")
 
 
 def _check_tls(config: NodeConfig) -> None:

@@ -68,6 +68,7 @@ def test_a_size_a_duration_and_a_cluster_are_taken_apart() -> None:
         (["--listen-client-urls", "https://localhost:1"], "needs --cert-file"),
         (["--cert-file", "x"], "need each other"),
         (["--pre-vote=perhaps"], "neither true nor false"),
+        (["--adr-size", "4Mi", "--max-request-bytes", "1572865"], "more than three eighths of --adr-size"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_sentence(arguments: list[str], sentence: str) -> None:

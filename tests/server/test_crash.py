@@ -226,3 +226,24 @@ def test_another_process_on_the_same_folders_is_refused(tmp_path: Path) -> None:
         assert result.returncode == 71, result.stderr
         assert result.stderr.count("\n") == 1
         assert member.healthy()
+
+
+def test_a_member_that_was_away_for_long_catches_up_from_the_logs_files(tmp_path: Path) -> None:
+    """What it lacks has left the leader's memory: it is read back from ring and segments."""
+    with cluster(tmp_path, 3, "adr") as under_test:
+        away = next(one for one in under_test.members if not one.leads())
+        away.kill()
+        others = [one for one in under_test.members if one is not away]
+        value = bytes(200_000)
+        with channel(others[0].endpoint) as connection:
+            stub = rpc_pb2_grpc.KVStub(connection)
+            for number in range(150):
+                stub.Put(rpc_pb2.PutRequest(key=b"bulk-%d" % (number % 10), value=value), timeout=30)
+            revision = stub.Put(rpc_pb2.PutRequest(key=b"last", value=b"one"), timeout=30).header.revision
+        away.start()
+        wait_until("member that has caught up", away.healthy)
+        with channel(away.endpoint) as connection:
+            stub = rpc_pb2_grpc.KVStub(connection)
+            answer = stub.Range(rpc_pb2.RangeRequest(key=b"last"), timeout=30)
+            assert (answer.kvs[0].value, answer.header.revision) == (b"one", revision)
+        hashes_agree(under_test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import grpc
 import pytest
 from processes import NodeProcess, channel, free_ports, wait_until
 from raftkv_node.pb import admin_pb2, admin_pb2_grpc, rpc_pb2, rpc_pb2_grpc
+from raftkv_node.server import identity as identities
 
 CLUSTER_ID = 0xC0FFEE
 TOKEN = "secret-of-the-operator"
@@ -219,6 +221,19 @@ def test_three_members_form_open_shrink_and_one_is_retired(cluster: Cluster) -> 
         assert not [name for _, _, names in os.walk(ring) for name in names]
     assert sorted(cluster.configuration().removed) == sorted(ids)
     put(leader, b"k", b"w")
+
+
+def test_a_wipe_that_was_interrupted_is_finished_at_the_next_start(cluster: Cluster) -> None:
+    """M10: the order to wipe is kept durably before anything is removed."""
+    node = cluster.nodes[0]
+    node.call("Bootstrap", admin_pb2.BootstrapRequest(identity=node.identity(), settings=settings(1)))
+    node.kill()
+    identities.save(node.data_dir, replace(identities.load_or_format(node.data_dir, 0, ""), retired=True))
+    node.start()
+    assert node.wait() == 0
+    assert not any(node.data_dir.iterdir())
+    ring = Path(node.arguments[node.arguments.index("--adr-path") + 1])
+    assert not [name for _, _, names in os.walk(ring) for name in names]
 
 
 def test_a_member_that_is_not_removed_is_not_wiped(cluster: Cluster) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Full
+from time import monotonic
 
 from raftkv_node.api.kv import (
     Admitted,
@@ -25,6 +27,9 @@ from raftkv_node.store import commands
 from raftkv_node.store.errors import TOO_MANY_REQUESTS, EtcdError
 from raftkv_node.store.reads import ColdRead
 
+READS_PER_SLICE = 64
+"""Reads that are answered before the clock is looked at."""
+
 Read = tuple[int, rpc_pb2.RangeRequest] | tuple[int, rpc_pb2.TxnRequest]
 
 
@@ -39,6 +44,7 @@ class KeySpace:
         self._answers = answers
         self._workers = workers
         self._metrics = metrics
+        self._to_serve: deque[tuple[int, Sequence[Read]]] = deque()
 
     def handle(self, method: int, call_ids: list[int], payloads: list[bytes], now: float) -> None:
         """Calls of one method."""
@@ -85,10 +91,25 @@ class KeySpace:
             self._member.reads.add(partial(self._serve, Method.TXN, txns.linearizable), now)
 
     def _serve(self, method: int, reads: Sequence[Read], error: EtcdError | None) -> None:
-        """Answer reads from the applied state, or all with an error."""
+        """Reads that may be answered from the applied state, or are all to be answered with an error."""
         if error is not None:
             self._refuse(method, [(call_id, error) for call_id, _ in reads])
-            return
+        else:
+            self._to_serve.append((method, reads))
+
+    def serve(self, deadline: float) -> bool:
+        """Answer reads until none is left or the turn's budget is used; whether some are left. A later state serves a
+        read as well as an earlier one that was allowed to."""
+        while self._to_serve:
+            method, reads = self._to_serve.popleft()
+            self._answer(method, reads[:READS_PER_SLICE])
+            if len(reads) > READS_PER_SLICE:
+                self._to_serve.appendleft((method, reads[READS_PER_SLICE:]))
+            if monotonic() >= deadline:
+                break
+        return bool(self._to_serve)
+
+    def _answer(self, method: int, reads: Sequence[Read]) -> None:
         store = self._member.store
         ids: list[int] = []
         messages: list[bytes] = []

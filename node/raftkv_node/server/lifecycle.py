@@ -27,6 +27,7 @@ from time import monotonic
 
 from raftkv_node import _engine
 from raftkv_node.adr import EXIT_CORRUPT, EXIT_PROVEN_LOST, EXIT_UNUSABLE, LogError, LogFailed
+from raftkv_node.adr.ringfile import ring_folder
 from raftkv_node.api.methods import registrations
 from raftkv_node.config import EXIT_USAGE, ConfigError, NodeConfig, flags_help, parse_arguments
 from raftkv_node.raft import Configuration, InvariantViolation, LostLogError
@@ -45,6 +46,8 @@ GRPC_OVERHEAD_BYTES = 512 << 10
 TRANSFER_SECONDS = 2.0
 DRAIN_SECONDS = 3.0
 GC_FREEZE_SECONDS = 30.0
+SWITCH_SECONDS = 0.0005
+"""How long another thread may keep the turn from running (the interpreter's default is 5 ms)."""
 
 
 class StartError(Exception):
@@ -199,6 +202,7 @@ def _run(node: Node, logger: Logger) -> int:
     with contextlib.suppress(ValueError, OSError):
         faulthandler.register(signal.SIGUSR1)
     _tune_gc()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         frozen = monotonic()
         while not node.stopping:
@@ -273,8 +277,10 @@ def _retire(node: Node, identity: Identity) -> None:
     wipe(node.config, identity)
 
 
-def wipe(config: NodeConfig, _identity: Identity) -> None:
-    """Removes everything in the data folder, the identity last."""
+def wipe(config: NodeConfig, identity: Identity) -> None:
+    """Removes this member's rings and everything in the data folder, the identity last."""
+    if config.adr_path is not None and identity.issued:
+        shutil.rmtree(ring_folder(config.adr_path, identity.cluster_id, identity.number), ignore_errors=True)
     folder = config.data_dir
     for entry in folder.iterdir():
         if entry.name == FILE_NAME:

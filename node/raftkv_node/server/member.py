@@ -117,7 +117,9 @@ class Member:
             transport, self, resolver=make_resolver(config.resolver), tls=tls, metrics=metrics, logger=logger
         )
         self.replica = Replica(self.raft, self.log, self.peers.send, workers, metrics)
-        self.writes = Writes(random.SystemRandom().randrange(1, 1 << 63), WriteLimits(), timeout)
+        self.writes = Writes(
+            random.SystemRandom().randrange(1, 1 << 63), WriteLimits(max_batch_bytes=config.max_batch_bytes), timeout
+        )
         self.reads = Reads(timeout)
         self.changes = Changes(self.raft, tick, timeout)
         self.watches = Watches(self.store, transport, workers, metrics)

@@ -44,6 +44,10 @@ from raftkv_node.store.errors import (
 CAPTURED_METADATA = ("hasleader", "authorization")
 _HAS_LEADER, _AUTHORIZATION = 0, 1
 WORKER_THREADS = 2
+FULL_BUFFER_POLL_SECONDS = 0.005
+"""How often a full log buffer is tried again."""
+READ_BUDGET_SECONDS = 0.001
+"""Time for reads in a turn; more of them wait for the next one."""
 NOT_OPEN = EtcdError(UNAVAILABLE, "raftkv: the cluster is not open to clients yet")
 NOT_STARTED = EtcdError(UNAVAILABLE, "raftkv: this node has no identity yet")
 WAS_REMOVED = EtcdError(UNAVAILABLE, "raftkv: this member was removed from the cluster")
@@ -145,6 +149,8 @@ class Node:
     def turn(self) -> None:
         """One turn; the design's law."""
         timeout = 0.0 if self._work_left else max(0.0, self._next_tick - monotonic())
+        if self.member is not None and self.member.replica.blocked:
+            timeout = min(timeout, FULL_BUFFER_POLL_SECONDS)
         batch = self.engine.poll(timeout)
         started = monotonic()
         if batch:
@@ -160,6 +166,7 @@ class Node:
             if member.peers.responses:
                 self.cluster.take_responses()
             self._work_left = member.advance(started)
+            self._work_left = self.key_space.serve(monotonic() + READ_BUDGET_SECONDS) or self._work_left
         self.answers.flush()
         if member is not None:
             member.watches.flush()

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from raftkv_node._engine import RingFull
-from raftkv_node.adr import Log, Recovered, Refusal, Refused, records
+from raftkv_node.adr import Log, Record, Recovered, Refusal, Refused, records
 from raftkv_node.raft import (
     Config,
     Configuration,
@@ -71,7 +71,7 @@ class Replica:
         self._lazy_hard_state: RaftHardState | None = None
         self._unflushed: deque[tuple[int, int, Sequence[Message]]] = deque()
         self._fetched: deque[Fetched | int] = deque()
-        self._blocked: Ready | None = None
+        self._blocked: tuple[Ready, list[Record]] | None = None
         self.committed: deque[tuple[Entry, float]] = deque()
         """Entries to apply, in order, and when they were known to be committed."""
         self.acknowledged_index = 0
@@ -103,10 +103,7 @@ class Replica:
         self._take_flushed()
         raft = self.raft
         taken: list[Ready] = []
-        if self._blocked is not None and not self._persist(self._blocked):
-            return taken
-        self._blocked = None
-        while raft.has_ready():
+        while self._unblock() and raft.has_ready():
             ready = raft.ready()
             taken.append(ready)
             if ready.messages:
@@ -116,13 +113,11 @@ class Replica:
                 self.committed.extend([(entry, now) for entry in ready.committed_entries])
             for request in ready.fetch_requests:
                 self._fetch(request)
-            if not self._persist(ready):
-                self._blocked = ready
-                break
+            self._persist(ready)
         return taken
 
     def _persist(self, ready: Ready) -> bool:
-        """Step 1 and 3 of the core's contract. False: the buffer is full; to be tried again when more is drained."""
+        """Step 1 and 3 of the core's contract. False: the buffer is full; the rest waits until more is drained."""
         if ready.hard_state is not None:
             self._lazy_hard_state = ready.hard_state
         if not ready.must_sync and not ready.configuration:
@@ -131,19 +126,56 @@ class Replica:
         batch = []
         if self._lazy_hard_state is not None:
             batch.append(records.hard_state(*self._lazy_hard_state))
+            self._lazy_hard_state = None
         batch += [records.entry(one.term, one.index, one.type, one.data) for one in ready.entries]
         if ready.configuration is not None:
             index, configuration = ready.configuration
             batch.append(records.configuration(max(0, self.raft.term_at(index)), index, configuration.encode()))
+        return self._write(ready, batch)
+
+    def _write(self, ready: Ready, batch: list[Record]) -> bool:
+        """Append the records, in parts where they are more than the buffer has room for: what a crash leaves of them is
+        a shorter log that promised nothing."""
         started = monotonic()
         try:
             lsn = self.log.append(batch)
+            self._metrics.append.add(monotonic() - started)
         except RingFull:
+            number = self._fitting(batch)
+            if number == len(batch) or not self._append_part(batch[:number]):
+                number = 0
+            self._blocked = (ready, batch[number:])
             return False
-        self._lazy_hard_state = None
-        self._metrics.append.add(monotonic() - started)
         self._after(ready, lsn)
         return True
+
+    def _append_part(self, part: list[Record]) -> bool:
+        try:
+            self.log.append(part)
+        except RingFull:
+            return False
+        return True
+
+    def _fitting(self, batch: list[Record]) -> int:
+        """How many records to try, at least one: half of the room, since a record does not wrap around the end."""
+        room = self.log.headroom() // 2
+        for number, record in enumerate(batch):
+            room -= records.record_bytes(len(record[4]))
+            if room < 0:
+                return max(1, number)
+        return len(batch)
+
+    def _unblock(self) -> bool:
+        """Go on with a write that found the buffer full; whether nothing is in the way any more."""
+        if self._blocked is None:
+            return True
+        (ready, batch), self._blocked = self._blocked, None
+        return self._write(ready, batch)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the buffer is full: nothing is taken from the core until more is drained."""
+        return self._blocked is not None
 
     def _after(self, ready: Ready, lsn: int = 0) -> None:
         """Send what promises durability, once it holds; report it to the core."""
