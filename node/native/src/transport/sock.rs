@@ -15,6 +15,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Sock {
     pub tcp: TcpStream,
     tls: Option<Box<rustls::Connection>>,
+    /// Under TLS: plain bytes, gathered so that small frames share a record.
+    plain: Vec<u8>,
     out: Vec<u8>,
     written: usize,
     /// Whether the kernel may have bytes for us.
@@ -52,6 +54,7 @@ impl Sock {
                 tls.set_buffer_limit(None); // bounded by what we hand over, not by rustls
                 Box::new(tls)
             }),
+            plain: Vec::new(),
             out: Vec::new(),
             written: 0,
             readable: true,
@@ -67,7 +70,7 @@ impl Sock {
 
     /// Bytes that wait to be written.
     pub fn pending(&self) -> usize {
-        self.out.len() - self.written
+        self.plain.len() + self.out.len() - self.written
     }
 
     /// Reads plain bytes into `buf`. `Nothing` means that the kernel has no more for now.
@@ -106,29 +109,37 @@ impl Sock {
 
     /// Queues bytes; [`Sock::flush`] writes them.
     pub fn send(&mut self, bytes: &[u8]) {
-        match &mut self.tls {
+        match self.tls {
             None => self.out.extend_from_slice(bytes),
-            Some(tls) => {
-                // Neither can fail: rustls' buffer has no limit here, and a Vec takes everything.
-                let _ = tls.writer().write_all(bytes);
-                while tls.wants_write() && tls.write_tls(&mut self.out).is_ok_and(|n| n > 0) {}
-            }
+            Some(_) => self.plain.extend_from_slice(bytes),
         }
     }
 
     /// Says goodbye under TLS.
     pub fn send_close(&mut self) {
+        self.encrypt();
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
-            while tls.wants_write() && tls.write_tls(&mut self.out).is_ok_and(|n| n > 0) {}
         }
+        self.encrypt();
+    }
+
+    /// Turns what is gathered into records. Neither step can fail: rustls' buffer has no limit here, a Vec takes all.
+    fn encrypt(&mut self) {
+        let Some(tls) = &mut self.tls else { return };
+        if !self.plain.is_empty() {
+            let _ = tls.writer().write_all(&self.plain);
+            self.plain.clear();
+            if self.plain.capacity() > KEPT_BUFFER_BYTES {
+                self.plain = Vec::new();
+            }
+        }
+        while tls.wants_write() && tls.write_tls(&mut self.out).is_ok_and(|n| n > 0) {}
     }
 
     /// Writes what the kernel takes; says how much that was. What is left waits for a writable event.
     pub fn flush(&mut self) -> io::Result<usize> {
-        if let Some(tls) = &mut self.tls {
-            while tls.wants_write() && tls.write_tls(&mut self.out).is_ok_and(|n| n > 0) {}
-        }
+        self.encrypt();
         let before = self.written;
         let mut total = 0;
         while self.written < self.out.len() {
