@@ -25,7 +25,7 @@ def _code(path: Path) -> str:
 @pytest.mark.parametrize("path", _rust_sources(), ids=lambda p: str(p.relative_to(_NATIVE)))
 def test_engine_names_nothing_of_etcd_or_raft(path: Path) -> None:
     code = re.sub(r"raftkv", "", _code(path), flags=re.IGNORECASE)
-    assert not re.search(r"etcd|raft", code, flags=re.IGNORECASE)
+    assert not re.search(r"etcd|(?<!d)raft", code, flags=re.IGNORECASE)  # a "draft" is a draft
 
 
 @pytest.mark.parametrize("path", _rust_sources(), ids=lambda p: str(p.relative_to(_NATIVE)))
