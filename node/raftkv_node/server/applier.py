@@ -121,10 +121,11 @@ class Applier:
         """Add the entry's times to the stages; stages that it did not pass here count as nothing."""
         weight = len(proposal.call_ids)
         stages = self._metrics.stages
-        durable = proposal.durable or proposal.proposed
+        logged = proposal.logged or proposal.proposed
+        durable = max(logged, proposal.durable)
         acknowledged = max(durable, proposal.acknowledged)
-        stages["queue"].add(proposal.proposed - proposal.received, weight)
-        stages["append"].add(durable - proposal.proposed, weight)
+        stages["queue"].add(logged - proposal.received, weight)
+        stages["append"].add(durable - logged, weight)
         stages["replicate"].add(acknowledged - durable, weight)
         stages["quorum"].add(max(0.0, committed_at - acknowledged), weight)
         stages["apply"].add(applied_at - committed_at, weight)

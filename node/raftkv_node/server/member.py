@@ -367,8 +367,10 @@ class Member:
         now = monotonic()
         durable, acknowledged = self.raft.durable_index, self.replica.acknowledged_index
         for proposal in self.writes.appended_entries():
+            if not proposal.logged:
+                proposal.logged = self.replica.append_began
             if not proposal.durable and proposal.index <= durable:
-                proposal.durable = now
+                proposal.durable = self.replica.durable_at
             if not proposal.acknowledged and proposal.index <= acknowledged:
                 proposal.acknowledged = now
 

@@ -74,6 +74,8 @@ class Replica:
         self._blocked: tuple[Ready, list[Record]] | None = None
         self.committed: deque[tuple[Entry, float]] = deque()
         """Entries to apply, in order, and when they were known to be committed."""
+        self.append_began = self.durable_at = 0.0
+        """When the latest append began, and when the latest Ready became durable."""
         self.acknowledged_index = 0
         """Highest index of the own log that another member has acknowledged."""
 
@@ -136,10 +138,10 @@ class Replica:
     def _write(self, ready: Ready, batch: list[Record]) -> bool:
         """Append the records, in parts where they are more than the buffer has room for: what a crash leaves of them is
         a shorter log that promised nothing."""
-        started = monotonic()
+        self.append_began = monotonic()
         try:
             lsn = self.log.append(batch)
-            self._metrics.append.add(monotonic() - started)
+            self._metrics.append.add(monotonic() - self.append_began)
         except RingFull:
             number = self._fitting(batch)
             if number == len(batch) or not self._append_part(batch[:number]):
@@ -191,6 +193,7 @@ class Replica:
             self._durable(number, messages)
 
     def _durable(self, number: int, messages: Sequence[Message]) -> None:
+        self.durable_at = monotonic()
         if messages:
             self._send(messages)
         self.raft.persisted(number)

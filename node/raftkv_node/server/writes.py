@@ -54,6 +54,8 @@ class Proposal:
     received: float
     """When the first of its requests arrived."""
     proposed: float = 0.0
+    logged: float = 0.0
+    """When its append to the own log began; by then it is on its way to the others, too."""
     durable: float = 0.0
     acknowledged: float = 0.0
     """When another member first acknowledged it."""
