@@ -38,13 +38,17 @@ impl Flush {
     }
 
     /// The best that this processor has.
+    // CPUID became a safe intrinsic after the oldest compiler that we build with (Debian 13's).
+    #[allow(unused_unsafe)]
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             use core::arch::x86_64::{__cpuid, __cpuid_count};
-            if __cpuid(0).eax >= 7 {
+            // SAFETY: every x86-64 processor has the CPUID instruction; leaf 0 says which leaves exist.
+            if unsafe { __cpuid(0) }.eax >= 7 {
                 // CPUID leaf 7, sub-leaf 0: EBX bit 24 is CLWB, bit 23 is CLFLUSHOPT.
-                let ebx = __cpuid_count(7, 0).ebx;
+                // SAFETY: as above; leaf 7 exists.
+                let ebx = unsafe { __cpuid_count(7, 0) }.ebx;
                 if ebx & (1 << 24) != 0 {
                     return Flush::Clwb;
                 }
