@@ -38,6 +38,12 @@ import yaml
 HERE = Path(__file__).parent
 CONTROLLERS = "raftkv_playground.controllers.manager"
 GONE_POD = ("delete graceful", "terminating", "delete force")
+# The recorded cluster lost its only node between these two requests (see the README of the recording): the pod on it
+# was there for one status update, and then collected.
+NODE_NEEDED_BY, NODE_GONE_AFTER = "pod for eviction", "pod running ready"
+NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": {"unschedulable": True}}
+NODES_POD = "/api/v1/namespaces/conf/pods/q"
+NODE_LOSS_SECONDS = 30.0
 PAUSE_LIMIT_SECONDS = 3.0
 PATIENCE_SECONDS = 5.0
 COMMAND_SECONDS = 60.0
@@ -123,9 +129,31 @@ class Replay:
                 elif pause:
                     patience = (pause + PATIENCE_SECONDS) * self.waits
                 pause = 0.0
+                if self.waits and request["label"] == NODE_NEEDED_BY:
+                    await self._admin(session, "POST", "/api/v1/nodes", NODE)
                 found += await self._one(session, request, patience)
                 pause = float(request["pause_seconds"] or 0)
+                if self.waits and request["label"] == NODE_GONE_AFTER:
+                    await self._lose_node(session)
         return found
+
+    async def _admin(
+        self, session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> int:
+        media = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {"Authorization": f"Bearer {self.tokens['admin']}", "Content-Type": media}
+        async with session.request(method, self.url + path, data=json.dumps(body or {}), headers=headers) as response:
+            return response.status
+
+    async def _lose_node(self, session: aiohttp.ClientSession) -> None:
+        """Remove the recording's node, and wait for the pod garbage collector to take its pod (which looks at a pod
+        when something about it changes, or after a grace period)."""
+        await self._admin(session, "DELETE", "/api/v1/nodes/n1")
+        deadline = time.monotonic() + NODE_LOSS_SECONDS
+        while await self._admin(session, "GET", NODES_POD) == 200 and time.monotonic() < deadline:
+            poke = {"metadata": {"annotations": {"poke": str(time.monotonic())}}}
+            await self._admin(session, "PATCH", NODES_POD, poke)
+            await asyncio.sleep(0.2)
 
     async def _one(self, session: aiohttp.ClientSession, request: dict[str, Any], patience: float) -> list[Difference]:
         deadline = time.monotonic() + patience
