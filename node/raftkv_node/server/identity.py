@@ -22,6 +22,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from raftkv_node.adr.files import Files, replace_file
+
 FILE_NAME = "identity"
 FILE_VERSION = 1
 _HEAD = re.compile(rb"raftkv-identity (\d+) ([0-9a-f]{8})\n")
@@ -158,17 +160,7 @@ class Identity:
 
 def save(folder: Path, identity: Identity) -> None:
     """Replace the identity file atomically and durably."""
-    temporary = folder / f"{FILE_NAME}.tmp"
-    with temporary.open("wb") as file:
-        file.write(identity.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / FILE_NAME)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(Files(), folder / FILE_NAME, identity.encode())
 
 
 def load_or_format(folder: Path, number: int, name: str) -> Identity:

@@ -15,7 +15,8 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Protocol
 
-from raftkv_node.adr import Log, LogOptions, Recovered
+from raftkv_node.adr import Identity as LogIdentity
+from raftkv_node.adr import Level, Log, LogOptions, Recovered
 from raftkv_node.config import NodeConfig
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.raft import (
@@ -434,9 +435,6 @@ def _rejection(reason: ProposalReason) -> ProposalError:
 
 def log_options(config: NodeConfig, identity: Identity) -> LogOptions:
     """The log's options from flags and identity."""
-    from raftkv_node.adr import Identity as LogIdentity
-    from raftkv_node.adr import Level
-
     return LogOptions(
         data_dir=config.data_dir,
         identity=LogIdentity(
