@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from raftkv_node import _engine
-from raftkv_node.raft import Message, MessageType
+from raftkv_node.raft import Message, MessageType, encode_message
 from raftkv_node.server.discovery import Discovery
 from raftkv_node.server.hello import Hello, HelloKind
 from raftkv_node.server.identity import Identity
@@ -112,7 +112,7 @@ def test_messages_of_a_turn_for_one_member_are_one_frame(fixture: Fixture) -> No
     fixture.peers.send([heartbeat(OTHER), heartbeat(THIRD), heartbeat(OTHER, 2)])
     assert [connection for connection, _ in fixture.transport.sent] == [link]
     receiver = Fixture()
-    receiver.peers.handle((_engine.EV_PEER_INBOUND, INBOUND, hello(OTHER).encode(), "address"))
+    receiver.peers.handle((_engine.EV_PEER_INBOUND, INBOUND, hello(OWN).encode(), "address"))
     frame = fixture.transport.sent[0][1]
     assert receiver.peers.receive([(INBOUND, [frame])], 0.0) == [heartbeat(OTHER), heartbeat(OTHER, 2)]
 
@@ -180,6 +180,16 @@ def test_round_trips_are_measured(fixture: Fixture) -> None:
     ping = fixture.transport.sent[0][1]
     fixture.peers.receive([(link, [bytes((FrameKind.PONG,)) + ping[1:]])], 100.25)
     assert fixture.metrics.round_trips[OTHER].total == 0.25
+
+
+def test_a_member_that_speaks_for_another_is_cut_off(fixture: Fixture) -> None:
+    """M4: the hello binds a connection to one member and its disk; a message of another's would walk around that."""
+    link = fixture.up(OTHER)
+    data = encode_message(Message(MessageType.VOTE_RESPONSE, THIRD, OWN, 7))
+    frame = b"\x01" + len(data).to_bytes(4, "little") + data
+    assert fixture.peers.receive([(link, [frame])], 0.0) == []
+    assert fixture.transport.closed == [link]
+    assert fixture.peers.receive([(fixture.up(THIRD), [frame])], 0.0) != []
 
 
 @given(st.binary(max_size=200).map(lambda tail: b"\x01" + tail) | st.binary(max_size=200))

@@ -61,8 +61,9 @@ class LogOptions:
     """Where the stable memory is, where it is drained to, and what the caller relies upon.
 
     `adr_path`: a folder on persistent memory that exists (never made); None: disk mode. `drain_dir`: the segments'
-    folder, by default `wal` in the data folder. `identity_files`: names in the data folder that do not make it a used
-    one. In disk mode `adr_size_bytes` bounds what waits for its flush.
+    folder, by default `wal` in the data folder. `identity_files`: names in the data folder that do not make it a
+    used one. `begun`: the caller knows that this log was opened before; an empty folder is then a lost log. In disk
+    mode `adr_size_bytes` bounds what waits for its flush.
     """
 
     data_dir: Path
@@ -76,6 +77,7 @@ class LogOptions:
     segment_size_bytes: int = 64 * MIB
     recovered_entries_bytes: int = 32 * MIB
     identity_files: frozenset[str] = frozenset({"identity.json"})
+    begun: bool = False
     adr_size_limits_bytes: tuple[int, int] = (RING_SIZE_MINIMUM_BYTES, RING_SIZE_MAXIMUM_BYTES)
     files: Files = field(default_factory=Files)
     environment: Environment = field(default_factory=Environment)

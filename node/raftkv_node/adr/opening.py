@@ -158,6 +158,7 @@ def _look(opened: Opened) -> _Findings:
         boot_id=environment.boot_id(),
         file_system=ring_probe.identity if ring_probe is not None else None,
         unsafe_shutdowns=ring_probe.unsafe_shutdowns if ring_probe is not None else None,
+        begun=options.begun,
         holds_records=lambda ring: isinstance(manifest, Manifest) and _holds_records(ring, manifest),
     )
     verdict = decide(seen)

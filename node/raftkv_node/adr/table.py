@@ -55,6 +55,8 @@ class Seen:
     file_system: str | None
     unsafe_shutdowns: int | None
     holds_records: Callable[[RingSeen], bool]
+    begun: bool = False
+    """Whether the member's identity says that its log was opened before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,13 @@ def _before_manifest(seen: Seen) -> Verdict | None:
             Refusal.MISMATCH,
             f"the data folder is empty but this member's log buffer {seen.rings[0].path} exists: the disk was lost, or "
             "another one is mounted",
+        )
+    if seen.manifest is None and seen.begun:
+        return _refuse(
+            4,
+            Refusal.PROVEN_LOST,
+            "the data folder is empty but for the identity of a member that was started before: its log was lost, and "
+            "with it votes and entries that it promised; replace this member",
         )
     if seen.manifest is None:
         return Verdict(4, Action.START)

@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeVar
 from google.protobuf.message import DecodeError
 
 from raftkv_node.pb import rpc_pb2
+from raftkv_node.store import commands
 from raftkv_node.store.encoding import simple_put
-from raftkv_node.store.errors import MALFORMED_REQUEST, REQUEST_TOO_LARGE, EtcdError
+from raftkv_node.store.errors import MALFORMED_REQUEST, NO_SPACE, REQUEST_TOO_LARGE, EtcdError
 from raftkv_node.store.validate import (
     check_delete,
     check_put,
@@ -103,6 +104,26 @@ def admit_compactions(call_ids: list[int], payloads: list[bytes], limit_bytes: i
         return request if isinstance(request, EtcdError) else None
 
     return _admit(call_ids, payloads, check)
+
+
+def within_quota(kind: int, admitted: Admitted) -> Admitted:
+    """What may still be written when the backend is at its quota: as with etcd, what puts nothing."""
+    kept = Admitted([], [], [])
+    for call_id, payload in zip(admitted.call_ids, admitted.payloads, strict=True):
+        if kind == commands.TXN and not _puts(rpc_pb2.TxnRequest.FromString(payload)):
+            kept.call_ids.append(call_id)
+            kept.payloads.append(payload)
+        else:
+            kept.errors.append((call_id, NO_SPACE))
+    return kept
+
+
+def _puts(request: rpc_pb2.TxnRequest) -> bool:
+    return any(
+        op.HasField("request_put") or (op.HasField("request_txn") and _puts(op.request_txn))
+        for branch in (request.success, request.failure)
+        for op in branch
+    )
 
 
 def sort_txns(call_ids: list[int], payloads: list[bytes], limit_bytes: int, max_txn_ops: int) -> Txns:

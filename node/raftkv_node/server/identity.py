@@ -72,7 +72,9 @@ class Identity:
     peers: tuple[Peer, ...] = ()
     """Members known at the time; later ones are found in the replicated configuration."""
     bindings: Mapping[int, bytes] = field(default_factory=lambda: MappingProxyType({}))
-    """By hand: the disk uuids that the other founders have shown (M6). The node votes once it has all of them."""
+    """By hand: the disk uuids that other members have shown (M6). The node votes once it has all founders'."""
+    begun: bool = False
+    """The member's log was opened once. A disk that has only this file left has lost a log: it never starts empty."""
     retired: bool = False
     """The operator has ordered the wipe of ring and disk; it may have been interrupted (M10)."""
 
@@ -92,7 +94,7 @@ class Identity:
             raise IdentityError("this node is being wiped")
         if not self.issued:
             return replace(wanted, bindings=self.bindings)
-        same = replace(wanted, peers=self.peers, bindings=self.bindings)
+        same = replace(wanted, peers=self.peers, bindings=self.bindings, begun=self.begun)
         if same != self:
             raise IdentityError(
                 f"this node already is member {self.member_id:x} of cluster {self.cluster_id:x}"
@@ -115,6 +117,7 @@ class Identity:
                 "founding": self.founding.hex(),
                 "peers": [[f"{one.member_id:016x}", one.peer_url, one.disk_uuid.hex()] for one in self.peers],
                 "bindings": {f"{member:016x}": disk.hex() for member, disk in sorted(self.bindings.items())},
+                "begun": self.begun,
                 "retired": self.retired,
             },
             indent=1,
@@ -154,6 +157,7 @@ class Identity:
             bindings=MappingProxyType(
                 {int(member, 16): bytes.fromhex(disk) for member, disk in fields["bindings"].items()}
             ),
+            begun=bool(fields.get("begun", False)),
             retired=bool(fields["retired"]),
         )
 

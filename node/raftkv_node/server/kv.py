@@ -15,6 +15,7 @@ from raftkv_node.api.kv import (
     admit_puts,
     sort_ranges,
     sort_txns,
+    within_quota,
 )
 from raftkv_node.api.methods import Method
 from raftkv_node.config import NodeConfig
@@ -29,6 +30,8 @@ from raftkv_node.store.reads import ColdRead
 
 READS_PER_SLICE = 64
 """Reads that are answered before the clock is looked at."""
+_GROWING = frozenset({commands.PUT, commands.TXN})
+"""Writes that may make the backend larger; at its quota they are refused."""
 
 Read = tuple[int, rpc_pb2.RangeRequest] | tuple[int, rpc_pb2.TxnRequest]
 
@@ -66,6 +69,12 @@ class KeySpace:
 
     def _write(self, kind: int, method: int, admitted: Admitted, now: float) -> None:
         self._refuse(method, admitted.errors)
+        if self._member.overloaded:
+            self._refuse(method, [(call_id, TOO_MANY_REQUESTS) for call_id in admitted.call_ids])
+            return
+        if kind in _GROWING and self._member.store.exceeds_quota(sum(map(len, admitted.payloads))):
+            admitted = within_quota(kind, admitted)
+            self._refuse(method, admitted.errors)
         if admitted.call_ids:
             self._refuse(method, self._member.writes.accept(kind, admitted.call_ids, admitted.payloads, now))
 

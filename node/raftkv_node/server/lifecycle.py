@@ -72,10 +72,10 @@ def main(arguments: Sequence[str]) -> int:
         node = _start(config, logger)
     except (StartError, LogError) as error:
         return _refuse(str(error), error.exit_code)
-    except IdentityError as error:
+    except (IdentityError, StoreError) as error:
         return _refuse(str(error), EXIT_CORRUPT)
-    except StoreError as error:
-        return _refuse(str(error), EXIT_CORRUPT)
+    except (InvariantViolation, LostLogError) as error:
+        return _refuse(f"log and backend contradict each other: {error}", EXIT_CORRUPT)
     if node is None:
         logger.info("retired")
         return 0
@@ -100,7 +100,10 @@ def _start(config: NodeConfig, logger: Logger) -> Node | None:
     if identity.retired:
         wipe(config, identity)
         return None
-    identity, founding = _identity(config, identity)
+    try:
+        identity, founding = _identity(config, identity)
+    except OSError as error:
+        raise StartError(f"the identity in {config.data_dir} cannot be written: {error.strerror}") from None
     engine = _engine.Engine(
         max_message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
         stream_queue_high_bytes=STREAM_QUEUE_HIGH_BYTES,
@@ -215,7 +218,13 @@ def _run(node: Node, logger: Logger) -> int:
     except LostLogError as error:
         logger.error("the log of this member is proven lost", reason=str(error))
         return _crash(EXIT_PROVEN_LOST)
-    except (InvariantViolation, Failure, LogFailed, StoreError, LogError) as error:
+    except LogFailed as error:
+        logger.error("cannot go on", reason=str(error))
+        return _crash(EXIT_FAILED)
+    except LogError as error:  # the log of an identity that was issued to the running node
+        logger.error("the log cannot be opened", reason=str(error))
+        return _crash(error.exit_code)
+    except (InvariantViolation, Failure, StoreError) as error:
         logger.error("cannot go on", reason=str(error))
         return _crash(EXIT_FAILED)
     except Exception as error:

@@ -51,7 +51,9 @@ class Logger:
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
-        except OSError:  # nobody reads the log any more (a closed pipe, a full disk): that must not stop the node
+        except (OSError, RuntimeError):
+            # nobody reads the log any more (a closed pipe, a full disk), or a signal's handler writes in the middle of
+            # a line ("reentrant call"): that must not stop the node
             pass
 
 

@@ -134,6 +134,13 @@ class Member:
             notify=self.watches.notify,
         )
         self._configured(self.raft.configuration)
+        if not identity.begun:
+            self._keep(replace(self.identity, begun=True))
+
+    def _keep(self, identity: Identity) -> None:
+        """Change what the identity file knows beside the ids, durably, before anything depends on it."""
+        identities.save(self.config.data_dir, identity)
+        self.identity = identity
 
     # -- what it is -------------------------------------------------------------------------------------------------
 
@@ -211,18 +218,22 @@ class Member:
         reason = judge.refusal(hello)
         if reason is None:
             self._openings[hello.from_id] = (hello.generation, hello.nonce)
-            if hello.from_id in self._founders and hello.from_id not in self.identity.bindings:
-                self._bind_founder(hello)
+            if not self.identity.operated and hello.from_id not in self._bindings:
+                self._bind(hello)
         return reason
 
-    def _bind_founder(self, hello: Hello) -> None:
-        """M6: keep the disk uuid that a founder has shown, before anything depends on it."""
+    def _bind(self, hello: Hello) -> None:
+        """M6: keep the disk uuid that a member has shown, before anything depends on it.
+
+        By hand nobody else writes it down. A member that lost its disk finds its id again by its URL, but not its
+        votes: with another disk it must be added again.
+        """
+        waiting = not self.may_vote
         known = {**self.identity.bindings, hello.from_id: hello.disk_uuid}
-        self.identity = replace(self.identity, bindings=MappingProxyType(known))
-        identities.save(self.config.data_dir, self.identity)
-        self._bindings = MappingProxyType({**self._bindings, **known})
-        if self.may_vote:
-            self._logger.info("all founders have shown their disks", members=len(known) + 1)
+        self._keep(replace(self.identity, bindings=MappingProxyType(known)))
+        self._bindings = MappingProxyType({**self._bindings, hello.from_id: hello.disk_uuid})
+        if waiting and self.may_vote:
+            self._logger.info("all founders have shown their disks", members=len(self._founders) + 1)
 
     def members_frame(self) -> bytes | None:
         """Cluster id and configuration for a node that asks for its own id."""
@@ -282,13 +293,15 @@ class Member:
         """Whether proposals can be handed over now."""
         return self.leader_id != 0 and self.log.pressure() < PRESSURE_FULL
 
+    @property
+    def overloaded(self) -> bool:
+        """Whether applying is so far behind what is committed that no write is taken."""
+        return self.raft.commit_index - self.store.applied_index > MAX_APPLY_GAP
+
     def _propose(self, now: float) -> None:
         """Make one entry of the writes that wait, and hand it to the log or to the leader."""
         writes = self.writes
         if not writes.may_propose() or not self._accepting:
-            return
-        gap = self.raft.commit_index - self.store.applied_index
-        if gap > MAX_APPLY_GAP:
             return
         proposal = writes.take(now, small=self.log.pressure() >= PRESSURE_SHRINK)
         data = commands.encode_batch(self.identity.member_id, proposal.first_seq, proposal.kinds, proposal.payloads)
@@ -451,4 +464,5 @@ def log_options(config: NodeConfig, identity: Identity) -> LogOptions:
         drain_interval_seconds=config.adr_drain_interval,
         minimum_durability=Level(config.minimum_durability),
         identity_files=frozenset({identities.FILE_NAME, f"{identities.FILE_NAME}.tmp"}),
+        begun=identity.begun,
     )

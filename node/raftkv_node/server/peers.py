@@ -314,7 +314,7 @@ class Peers:
             try:
                 for frame in frames:
                     if frame[:1] == _RAFT:
-                        _take_messages(frame, messages)
+                        _take_messages(frame, sender, messages)
                     else:
                         self._take_other(connection, sender, frame, now)
             except (MessageError, struct.error, IndexError) as error:
@@ -383,15 +383,18 @@ class Peers:
         self._transport.peer_send([(connection, frame)])
 
 
-def _take_messages(frame: bytes, messages: list[Message]) -> None:
-    """Append the messages of a RAFT frame."""
+def _take_messages(frame: bytes, sender: int, messages: list[Message]) -> None:
+    """Append the messages of a RAFT frame. A member speaks for itself only: its hello proved nothing of others (M4)."""
     offset, end = 1, len(frame)
     while offset < end:
         (length,) = _LENGTH.unpack_from(frame, offset)
         offset += 4
         if offset + length > end:
             raise MessageError("a frame is cut short")
-        messages.append(decode_message(frame[offset : offset + length]))
+        message = decode_message(frame[offset : offset + length])
+        if message.sender != sender:
+            raise MessageError(f"a message of member {message.sender:x}")
+        messages.append(message)
         offset += length
 
 

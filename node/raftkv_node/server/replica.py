@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import Full
 from time import monotonic
 from typing import NamedTuple
 
@@ -225,7 +226,10 @@ class Replica:
                 self._fetched.append(request.peer)
                 raise
 
-        self._workers.submit(read)
+        try:
+            self._workers.submit(read)
+        except Full:
+            self._fetched.append(request.peer)
 
     def _read(self, request: FetchRequest) -> Fetched:
         first = request.first

@@ -40,6 +40,8 @@ from .errors import StoreCorrupt, StoreError
 
 FORMAT_VERSION = 1
 DEFAULT_QUOTA_BYTES = 2 << 30
+UNLIMITED_QUOTA_BYTES = 1 << 40
+"""What a negative quota, none, stands for: address space is reserved once, so that there must be some bound."""
 SLICE_RECORDS = 1024
 SLICE_BYTES = 512 << 10
 TRANSACTION_BYTES = 16 << 20
@@ -100,10 +102,10 @@ class Backend:
     ) -> None:
         """Opens or creates the environment in folder `path`; call `start` once recovery has read it.
 
-        `quota_bytes` 0 means 2 GiB.  `StoreError` or `StoreCorrupt` when it cannot be used.
+        `quota_bytes` 0 means 2 GiB, negative none.  `StoreError` or `StoreCorrupt` when it cannot be used.
         """
         self.path = path
-        self.quota_bytes = quota_bytes if quota_bytes > 0 else DEFAULT_QUOTA_BYTES
+        self.quota_bytes = UNLIMITED_QUOTA_BYTES if quota_bytes < 0 else quota_bytes or DEFAULT_QUOTA_BYTES
         self.on_commit = on_commit
         self.failure: BaseException | None = None
         self.commit_seconds: list[float] = []

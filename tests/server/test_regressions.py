@@ -1,0 +1,161 @@
+"""Mistakes that a review of the node has found, each by the name of what went wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+from processes import NodeProcess, channel, free_ports, wait_until
+from raftkv_node.adr import EXIT_DURABILITY, EXIT_PROVEN_LOST, Log
+from raftkv_node.api.kv import Admitted, within_quota
+from raftkv_node.pb import admin_pb2, admin_pb2_grpc, rpc_pb2, rpc_pb2_grpc
+from raftkv_node.raft import FetchRequest, Raft
+from raftkv_node.server.log import Logger
+from raftkv_node.server.metrics import Metrics
+from raftkv_node.server.replica import Replica
+from raftkv_node.server.workers import MAX_QUEUED_JOBS, Workers
+from raftkv_node.store import commands
+from raftkv_node.store.errors import NO_SPACE
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[NodeProcess]]:
+    """Three members' places, in disk mode; none is started."""
+    ports = free_ports(6)
+    made = [NodeProcess(f"n{i + 1}", tmp_path / f"n{i + 1}", ports[2 * i], ports[2 * i + 1]) for i in range(3)]
+    for one in made:
+        one.arguments = ["--initial-cluster", f"{one.name}={one.peer_url}"]
+    yield made
+    for one in made:
+        if one.running:
+            one.kill()
+
+
+def test_a_log_that_was_deleted_beside_the_identity_is_not_begun_again(nodes: list[NodeProcess]) -> None:
+    """A member with its identity and nothing else has forgotten votes and entries: it must not start empty (M1)."""
+    member = nodes[0]
+    member.start()
+    wait_until("healthy member", member.healthy)
+    member.kill()
+    for path in member.data_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "identity":
+            path.unlink()
+    for _ in range(2):
+        member.start()
+        assert member.wait() == EXIT_PROVEN_LOST, member.log_text()
+    assert "its log was lost" in member.log_text()
+
+
+def test_a_wiped_member_does_not_come_back_under_its_old_id(nodes: list[NodeProcess]) -> None:
+    """By hand a member finds its id by its URL; the others know the disk that it had and do not hear the new one."""
+    first, second = nodes[:2]
+    first.start()
+    wait_until("healthy member", first.healthy)
+    with channel(first.endpoint) as connection:
+        added = rpc_pb2_grpc.ClusterStub(connection).MemberAdd(rpc_pb2.MemberAddRequest(peerURLs=[second.peer_url]))
+    second.arguments = [
+        *("--initial-cluster", f"n1={first.peer_url},n2={second.peer_url}", "--initial-cluster-state", "existing"),
+    ]
+    second.start()
+    wait_until("healthy second member", second.healthy)
+    second.kill()
+    shutil.rmtree(second.data_dir)
+    first.kill()
+    first.start()
+    second.start()
+    refusal = f"member {added.member.ID:x} is bound to another disk"
+    wait_until("refusal", lambda: refusal in first.log_text() or refusal in second.log_text())
+    assert first.get("/health")[0] != 200, "two members are needed, and one of them has lost its votes"
+
+
+def test_a_log_that_is_refused_at_bootstrap_ends_the_node_with_the_logs_code(nodes: list[NodeProcess]) -> None:
+    """The operator tells the refusals apart by the exit code; it was 72 until the next start."""
+    member = nodes[0]
+    ring = member.folder / "ring"
+    ring.mkdir(parents=True)
+    member.arguments = ["--operated", "--number", "1", "--adr-path", str(ring), "--minimum-durability", "power"]
+    member.start()
+    wait_until("answer", lambda: member.get("/version")[0] == 200)
+    with channel(member.endpoint) as connection:
+        stub = admin_pb2_grpc.AdminStub(connection)
+        seen = stub.Describe(admin_pb2.DescribeRequest(), timeout=10).identity
+        identity = admin_pb2.Identity(
+            cluster_id=0xC1, member_id=0xA1, number=1, disk_uuid=seen.disk_uuid, peer_url=member.peer_url
+        )
+        request = admin_pb2.BootstrapRequest(identity=identity, settings=admin_pb2.Settings(replicas=1, max_voters=1))
+        with pytest.raises(grpc.RpcError):
+            stub.Bootstrap(request, timeout=30)
+    assert member.wait() == EXIT_DURABILITY, member.log_text()
+
+
+def test_the_quota_was_not_looked_at(nodes: list[NodeProcess]) -> None:
+    """At its quota a member refuses what makes the backend larger, before LMDB is full and every member stops."""
+    member = nodes[0]
+    member.arguments += ["--quota-backend-bytes", str(2 << 20)]
+    member.start()
+    wait_until("healthy member", member.healthy)
+    with channel(member.endpoint) as connection:
+        stub = rpc_pb2_grpc.KVStub(connection)
+        with pytest.raises(grpc.RpcError) as refused:
+            for number in range(40):
+                stub.Put(rpc_pb2.PutRequest(key=b"%d" % number, value=bytes(100_000)), timeout=30)
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.value.details() == NO_SPACE.message
+        revision = stub.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"0", range_end=b"\0"), timeout=30).header.revision
+        stub.Compact(rpc_pb2.CompactionRequest(revision=revision, physical=True), timeout=30)
+
+        def written() -> bool:
+            try:
+                stub.Put(rpc_pb2.PutRequest(key=b"again", value=bytes(100_000)), timeout=30)
+            except grpc.RpcError as error:
+                assert error.details() == NO_SPACE.message
+                return False
+            return True
+
+        wait_until("room", written)
+
+
+def test_at_the_quota_what_puts_nothing_is_taken() -> None:
+    put = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"k", value=b"v"))
+    delete = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=b"k"))
+    nested = rpc_pb2.RequestOp(request_txn=rpc_pb2.TxnRequest(failure=[put]))
+    transactions = [[delete], [put], [delete, nested], [delete, delete]]
+    payloads = [rpc_pb2.TxnRequest(success=one).SerializeToString() for one in transactions]
+    kept = within_quota(commands.TXN, Admitted([1, 2, 3, 4], payloads, []))
+    assert (kept.call_ids, kept.errors) == ([1, 4], [(2, NO_SPACE), (3, NO_SPACE)])
+    assert within_quota(commands.PUT, Admitted([5], [b""], [])) == Admitted([], [], [(5, NO_SPACE)])
+
+
+def test_a_full_queue_of_cold_reads_ended_the_leader() -> None:
+    """When the workers take no more jobs, a slow member's entries are fetched later; the node lives on."""
+
+    class Core:
+        failed: list[int] = []  # noqa: RUF012  # one test, one list
+
+        def fetch_failed(self, peer: int) -> None:
+            self.failed.append(peer)
+
+    workers = Workers(0, lambda: None)
+    for _ in range(MAX_QUEUED_JOBS):
+        workers.submit(lambda: None)
+    core = Core()
+    replica = Replica(cast(Raft, core), cast(Log, None), lambda _messages: None, workers, Metrics())
+    replica._fetch(FetchRequest(7, 1, 1 << 20))
+    replica._take_fetched()
+    assert core.failed == [7]
+
+
+def test_a_log_line_in_the_middle_of_a_log_line_does_not_end_the_node() -> None:
+    """A signal's handler logs; the stream says "reentrant call" when it interrupts the turn's own line."""
+
+    class Busy:
+        def write(self, text: str) -> int:
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+    Logger(stream=cast(Any, Busy())).info("stopping")
