@@ -435,10 +435,11 @@ def _check_times_and_sizes(config: NodeConfig) -> None:
 
 
 def _check_tls(config: NodeConfig) -> None:
+    members = [one for one in config.initial_cluster if one[0] != config.name]
     for side in ("", "peer_"):
         cert, key = getattr(config, f"{side}cert_file"), getattr(config, f"{side}key_file")
         authority, required = getattr(config, f"{side}trusted_ca_file"), getattr(config, f"{side}client_cert_auth")
-        addresses = config.listen_peer_urls if side else config.listen_client_urls
+        addresses = config.listen_peer_urls if side else config.listen_client_urls + config.listen_metrics_urls
         prefix = "--" + side.replace("_", "-")
         if (cert is None) != (key is None):
             raise ConfigError(f"{prefix}cert-file and {prefix}key-file need each other")
@@ -446,6 +447,10 @@ def _check_tls(config: NodeConfig) -> None:
             raise ConfigError(f"{prefix}client-cert-auth needs {prefix}trusted-ca-file")
         if any(address.tls for address in addresses) and cert is None:
             raise ConfigError(f"an https URL needs {prefix}cert-file and {prefix}key-file")
+        if side and authority is None and any(url.startswith("https:") for _, urls in members for url in urls):
+            raise ConfigError(
+                "an https URL in --initial-cluster needs --peer-trusted-ca-file to check the member against"
+            )
         for path in (cert, key, authority):
             if path is not None and not path.is_file():
                 raise ConfigError(f"{path} cannot be read: no such file")

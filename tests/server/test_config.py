@@ -66,6 +66,11 @@ def test_a_size_a_duration_and_a_cluster_are_taken_apart() -> None:
         (["--initial-cluster", "default=http://o:1"], "--initial-advertise-peer-urls has http://localhost:2380"),
         (["--operated", "--initial-cluster", "default=http://localhost:2380"], "exclude each other"),
         (["--listen-client-urls", "https://localhost:1"], "needs --cert-file"),
+        (["--listen-metrics-urls", "https://localhost:1"], "needs --cert-file"),
+        (
+            ["--initial-cluster", "default=http://localhost:2380,b=https://b:2380"],
+            "an https URL in --initial-cluster needs --peer-trusted-ca-file",
+        ),
         (["--cert-file", "x"], "need each other"),
         (["--pre-vote=perhaps"], "neither true nor false"),
         (["--adr-size", "4Mi", "--max-request-bytes", "1572865"], "more than three eighths of --adr-size"),

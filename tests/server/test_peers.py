@@ -107,6 +107,27 @@ def test_a_link_is_kept_to_every_member_and_to_nobody_else(fixture: Fixture) -> 
     assert list(fixture.transport.links.values()) == [("moved", 1)]
 
 
+def test_a_member_that_no_link_can_be_made_to_is_said_once_and_stops_nothing(fixture: Fixture) -> None:
+    """MemberAdd takes any URL, so https in a cluster without certificates must not end its members."""
+    engine = _engine.Engine()
+
+    def connect(link_id: int, host: str, port: int, hello: bytes, tls: _engine.TlsConfig | None = None) -> None:
+        if tls is not None:
+            engine.peer_connect(link_id, host, port, hello, tls)
+        fixture.transport.links[link_id] = (host, port)
+
+    fixture.transport.peer_connect = connect  # type: ignore[assignment, method-assign]
+    members = {OTHER: "http://host-2:2380", THIRD: "https://host-3:2381"}
+    fixture.peers.set_members(members)
+    fixture.peers.tick(0.0)
+    fixture.peers.tick(0.1)
+    assert list(fixture.transport.links.values()) == [("host-2", 2380)]
+    assert fixture.log.getvalue().count("peer cannot be connected to") == 1
+    assert "ca_file" in fixture.log.getvalue()
+    fixture.peers.set_members({**members, THIRD: "http://host-3:2381"})
+    assert sorted(fixture.transport.links.values()) == [("host-2", 2380), ("host-3", 2381)]
+
+
 def test_messages_of_a_turn_for_one_member_are_one_frame(fixture: Fixture) -> None:
     link = fixture.up(OTHER)
     fixture.peers.send([heartbeat(OTHER), heartbeat(THIRD), heartbeat(OTHER, 2)])

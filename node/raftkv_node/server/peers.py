@@ -146,6 +146,7 @@ class Peers:
         self._inbound_of: dict[int, int] = {}
         self._way: dict[int, int] = {}
         self._urls: dict[int, str] = {}
+        self._unreachable: dict[int, str] = {}
         self._next_ping = 0.0
         self.requests: list[ForwardedRequest] = []
         self.responses: list[ForwardedResponse] = []
@@ -172,29 +173,44 @@ class Peers:
             return
         for member_id in [one for one, url in self._urls.items() if urls.get(one) != url]:
             self._drop_link(member_id)
+            self._unreachable.pop(member_id, None)
         self._urls = dict(urls)
         self._connect_missing()
 
     def _connect_missing(self) -> None:
         """Connect where there is no link, or where a name has another address now and the link is down."""
         for member_id, url in self._urls.items():
-            link_id = self._link_of.get(member_id)
-            address = parse_url(url)
-            target = self._resolver.address(address.host)
-            if link_id is not None:
-                link = self._links[link_id]
-                if link.up or target is None or link.address == target:
-                    continue
-                self._drop_link(member_id)
-            if target is None:
-                continue
-            link_id = self._next_link_id
-            self._next_link_id += 1
-            self._links[link_id] = Link(member_id, url, target)
-            self._link_of[member_id] = link_id
-            tls = self._tls.client(address.host) if address.tls else None
-            hello = self._introduction.hello(member_id).encode()
-            self._transport.peer_connect(link_id, target, address.port, hello, tls)
+            try:
+                self._connect(member_id, url)
+            except ValueError as error:
+                self._cannot_connect(member_id, url, str(error))
+
+    def _connect(self, member_id: int, url: str) -> None:
+        """Raises ValueError where no link can be made: an https URL without certificates, a name that TLS refuses."""
+        link_id = self._link_of.get(member_id)
+        address = parse_url(url)
+        target = self._resolver.address(address.host)
+        if link_id is not None:
+            link = self._links[link_id]
+            if link.up or target is None or link.address == target:
+                return
+            self._drop_link(member_id)
+        if target is None:
+            return
+        tls = self._tls.client(address.host) if address.tls else None
+        hello = self._introduction.hello(member_id).encode()
+        link_id = self._next_link_id
+        self._next_link_id += 1
+        self._transport.peer_connect(link_id, target, address.port, hello, tls)
+        self._links[link_id] = Link(member_id, url, target)
+        self._link_of[member_id] = link_id
+        self._unreachable.pop(member_id, None)
+
+    def _cannot_connect(self, member_id: int, url: str, reason: str) -> None:
+        """Say so once; it is tried again with every tick, since files may appear."""
+        if self._unreachable.get(member_id) != reason:
+            self._unreachable[member_id] = reason
+            self._log.warn("peer cannot be connected to", peer=member(member_id), url=url, reason=reason)
 
     def _drop_link(self, member_id: int) -> None:
         link_id = self._link_of.pop(member_id, None)
