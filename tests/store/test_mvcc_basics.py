@@ -9,7 +9,16 @@ from pathlib import Path
 import lmdb
 import pytest
 from raftkv_node.pb import rpc_pb2
-from raftkv_node.store import ColdRead, PendingCompaction, Store, StoreCorrupt, StoreError, UnknownCommand, commands
+from raftkv_node.store import (
+    ColdRead,
+    PendingCompaction,
+    Store,
+    StoreCorrupt,
+    StoreError,
+    UnknownCommand,
+    backend,
+    commands,
+)
 from raftkv_node.store import errors as e
 from store_driver import CLUSTER, MEMBER, TERM, Driver, batch_of
 
@@ -189,6 +198,31 @@ def test_restart_keeps_what_was_committed(driver: Driver) -> None:
     once_more = again.reopen()
     assert once_more.store.members == {} and once_more.store.configuration == b"fewer"
     once_more.close()
+
+
+def test_d13_a_commit_is_synced_and_holds_data_and_applied_index_or_nothing(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = driver.store.backend.env.flags()
+    assert (flags["sync"], flags["metasync"], flags["map_async"]) == (True, True, False)
+    driver.put(b"a", b"1")
+    driver.commit()
+    committed = driver.index
+    driver.put(b"a", b"2")
+
+    class Broken:
+        def pack(self, *_: int) -> bytes:
+            raise OSError("in the middle of the transaction, after the records")
+
+    monkeypatch.setattr(backend, "APPLIED", Broken())
+    driver.store.set_durable_index(driver.index)
+    assert not driver.store.backend.commit_now()
+    assert driver.store.failed is not None
+    monkeypatch.undo()
+    again = driver.reopen()
+    assert again.index == committed
+    assert [(kv.value, kv.mod_revision) for kv in again.range(b"a").kvs] == [(b"1", 2)]
+    again.close()
 
 
 def test_d14_a_commit_never_passes_the_durable_index(driver: Driver) -> None:
