@@ -1,4 +1,4 @@
-"""A client of another HTTP/2 stack than Go's and C++'s: tonic, on hyper and the h2 crate (``tests/conformance/tonic``)."""
+"""A client of another HTTP/2 stack than Go's and C++'s: tonic, on hyper and h2 (``tests/conformance/tonic``)."""
 
 from __future__ import annotations
 
