@@ -78,11 +78,19 @@ def test_d1_no_record_wraps_and_pads_fill(path: Path) -> None:
         ring.set_reclaimed(end)
 
 
-def test_d1_a_record_larger_than_a_quarter_of_the_ring_is_refused(path: Path) -> None:
+def test_d1_a_record_larger_than_half_of_the_ring_is_refused(path: Path) -> None:
     ring, index = ring_at(path), LogIndex()
-    ring.append([entry(1, 1, 0, bytes(512 - 64))], index)
-    with pytest.raises(ValueError, match="quarter"):
-        ring.append([entry(1, 2, 0, bytes(512))], index)
+    ring.append([entry(1, 1, 0, bytes(1024 - 64))], index)
+    with pytest.raises(ValueError, match="half"):
+        ring.append([entry(1, 2, 0, bytes(1024))], index)
+
+
+def test_d1_a_record_of_half_the_ring_fits_wherever_the_log_stands(path: Path) -> None:
+    ring, index = ring_at(path), LogIndex()
+    for number in range(1, 40):
+        size = 1024 - 64 if number % 3 == 0 else 64 * (number % 7)
+        _, end = ring.append([entry(1, number, 0, bytes(size))], index)
+        ring.set_reclaimed(end)
 
 
 # --- D2 ---

@@ -132,6 +132,26 @@ def test_at_the_quota_what_puts_nothing_is_taken() -> None:
     assert within_quota(commands.PUT, Admitted([5], [b""], [])) == Admitted([], [], [(5, NO_SPACE)])
 
 
+def test_a_request_larger_than_a_quarter_of_the_ring_ended_the_node(nodes: list[NodeProcess]) -> None:
+    """What --max-request-bytes allows fits into the log buffer, whatever its size and however full it was."""
+    member = nodes[0]
+    ring = member.folder / "ring"
+    ring.mkdir(parents=True)
+    member.arguments += ["--adr-path", str(ring), "--adr-size", "4Mi", "--minimum-durability", "process"]
+    member.start()
+    wait_until("healthy member", member.healthy)
+    with channel(member.endpoint) as connection:
+        stub = rpc_pb2_grpc.KVStub(connection)
+        for size in (100, 1_500_000, 700_000, 1_572_000, 1_572_000, 900_000, 1_572_000):
+            stub.Put(rpc_pb2.PutRequest(key=b"k", value=bytes(size)), timeout=30)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Put(rpc_pb2.PutRequest(key=b"k", value=bytes(1_573_000)), timeout=30)
+        assert refused.value.details() == "etcdserver: request is too large"
+    member.kill()
+    member.start()
+    wait_until("healthy member", member.healthy)
+
+
 def test_a_full_queue_of_cold_reads_ended_the_leader() -> None:
     """When the workers take no more jobs, a slow member's entries are fetched later; the node lives on."""
 

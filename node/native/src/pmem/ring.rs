@@ -31,8 +31,9 @@ pub const HEADER_PAGE_BYTES: u64 = 4096;
 pub const DATA_OFFSET_BYTES: u64 = 2 * HEADER_PAGE_BYTES;
 /// The interpreter's lock is given up for stores of at least so many bytes.
 const DETACH_BYTES: usize = 64 << 10;
-/// No record is larger than this part of the data area, so that a ring always holds a few.
-const RECORD_PART: u64 = 4;
+/// No record is larger than this part of the data area: with the pad before it, it fits into a drained ring wherever the
+/// log stands.
+const RECORD_PART: u64 = 2;
 
 /// Consecutive bytes of a batch: offset in the file, range in the scratch buffer.
 struct Piece {
@@ -82,7 +83,7 @@ impl Ring {
             let total = record::record_bytes(draft.payload.len()) as u64;
             if total > self.data_bytes / RECORD_PART {
                 return Err(PyValueError::new_err(format!(
-                    "a record of {total} bytes is larger than a quarter of the ring ({} bytes)",
+                    "a record of {total} bytes is larger than half of the ring ({} bytes)",
                     self.data_bytes
                 )));
             }
