@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     if options.operator and not options.apply:
         options.apply = [DEPLOY / "crd.yaml", DEPLOY / "rbac.yaml"]
+        if not DEPLOY.is_dir():
+            parser().error(
+                "this installation lies outside of RaftKV's repository: name the repository's deploy/crd.yaml and "
+                "deploy/rbac.yaml with --apply, or start with --no-operator"
+            )
     if not 1 <= options.nodes <= 9:
         parser().error("--nodes must be 1 to 9")
     missing = [str(path) for path in [*options.apply, *options.samples] if not path.exists()]

@@ -100,12 +100,12 @@ def test_what_is_no_message_is_refused(connection: grpc.Channel) -> None:
 
 
 def _not_served() -> list[str]:
-    """Paths of etcd's API that this version does not serve; those of locks and elections are not in our protocol files."""
+    """Paths of etcd's API that this version does not serve; locks and elections are not in our protocol files."""
     served = {info.path for info in METHODS.values()}
     services = rpc_pb2.DESCRIPTOR.services_by_name.values()
     paths = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
     assert served & paths
-    return sorted(paths - served) + ["/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"]
+    return [*sorted(paths - served), "/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"]
 
 
 @pytest.mark.parametrize("path", _not_served())

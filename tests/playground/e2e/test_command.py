@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import raftkv_playground
 
 from .conftest import Playground, eventually
 
@@ -27,6 +30,22 @@ def up(*args: str) -> subprocess.CompletedProcess[str]:
 def test_wrong_use(args: list[str], message: str) -> None:
     done = up(*args)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_an_installation_without_the_manifests_says_what_to_name(tmp_path: Path) -> None:
+    """A wheel holds the packages only."""
+    packages = tmp_path / "lib" / "site-packages"
+    shutil.copytree(Path(raftkv_playground.__file__).parent, packages / "raftkv_playground")
+    done = subprocess.run(
+        [sys.executable, "-m", "raftkv_playground.cli", "up"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2 and "deploy/rbac.yaml with --apply" in done.stderr
 
 
 def test_a_folder_has_one_playground(playground: Playground) -> None:
