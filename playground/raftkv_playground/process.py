@@ -4,28 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
-import os
 import signal
 import sys
 from collections.abc import Coroutine
 from typing import Any
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
-    """Ask the kernel to send this process ``number`` when its parent dies (Linux ``prctl(2)``, PR_SET_PDEATHSIG).
-
-    To be called in the child, between fork and exec or right at its start. The parent may have died before the call;
-    comparing ``parent_pid`` closes that gap. The setting survives exec of an ordinary program.
-    """
-    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent_pid:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def log_to_stderr(component: str, level: str = "INFO") -> None:

@@ -199,11 +199,6 @@ class Replica:
             self._send(messages)
         self.raft.persisted(number)
 
-    @property
-    def flush_pending(self) -> bool:
-        """Whether something waits for a flush (disk mode)."""
-        return bool(self._unflushed)
-
     # -- applied ------------------------------------------------------------------------------------------------------
 
     def applied(self, index: int) -> None:

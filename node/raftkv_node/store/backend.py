@@ -35,7 +35,6 @@ from pathlib import Path
 
 import lmdb
 
-from .encoding import record_id
 from .errors import StoreCorrupt, StoreError
 
 FORMAT_VERSION = 1
@@ -398,6 +397,3 @@ def _slices(chunks: Chunks) -> Iterator[list[tuple[bytes, bytes]]]:
                 piece, size = [], 0
     if piece:
         yield piece
-
-
-FIRST_RECORD = record_id(0)

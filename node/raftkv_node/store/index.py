@@ -140,14 +140,6 @@ class Index:
             rid = bytes(history[(position - 1) * _N : position * _N])
         return None if rid[11] & 1 and main_of(rid) < compact else rid
 
-    def history_of(self, key: bytes) -> list[bytes]:
-        """All record ids of `key`, oldest first."""
-        entry = self.entries.get(key)
-        if entry is None:
-            return []
-        history = entry[3] or b""
-        return [*(bytes(history[i : i + _N]) for i in range(0, len(history), _N)), entry[0]]
-
     def candidates(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
         """The first `limit` (0: all) keys in [start, end), live or dead, in order."""
         live = self.live.slice(start, end, limit)

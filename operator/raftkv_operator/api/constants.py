@@ -59,12 +59,8 @@ EXIT_CORRUPT: Final = 67
 EXIT_MISMATCH: Final = 68
 EXIT_DURABILITY: Final = 69
 
-MAX_VOTERS_LIMIT: Final = 9
-REPLICAS_LIMIT: Final = 50
-NAME_LIMIT: Final = 40
-"""Longest cluster name: the names and labels made of it (``NAME-NUMBER-REVISION``) must fit into 63 characters."""
-
 # Messages of the CRD's rules.
+# 40 characters: the names and labels made of the cluster's (``NAME-NUMBER-REVISION``) must fit into 63.
 MESSAGE_NAME: Final = (
     "metadata.name must be at most 40 characters (a-z, 0-9, '-'), begin with a letter, end with a letter or digit"
 )

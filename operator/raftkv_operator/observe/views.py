@@ -16,7 +16,6 @@ from typing import Any, Self, TypeVar
 from raftkv_operator.api import constants
 from raftkv_operator.api.types import Latch, Object
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MESSAGE_LIMIT_CHARACTERS = 300
 """Longest sentence taken over from a node's termination message."""
 

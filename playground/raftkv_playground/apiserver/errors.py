@@ -199,10 +199,6 @@ def method_not_allowed() -> Failure:
     return Failure(405, "MethodNotAllowed", "the server does not allow this method on the requested resource", {})
 
 
-def no_such_resource() -> Failure:
-    return Failure(404, "NotFound", "the server could not find the requested resource", {})
-
-
 def expired(message: str) -> Failure:
     return Failure(410, "Expired", message)
 

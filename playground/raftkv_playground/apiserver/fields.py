@@ -27,7 +27,6 @@ from raftkv_playground.apiserver.schema.shapes import Shape
 Path = tuple[str, ...]
 Paths = set[Path]
 
-MANAGER_NAME_LIMIT_BYTES = 128
 UPDATE_MANAGERS_LIMIT = 10
 """More ``Update`` entries than this are merged, oldest first, into one named ``ancient-changes``."""
 
