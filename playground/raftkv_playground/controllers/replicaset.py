@@ -17,7 +17,6 @@ from raftkv_playground.objects import (
     Key,
     Object,
     controlled_by,
-    controller_of,
     deleting,
     edited,
     key_of,
@@ -26,7 +25,6 @@ from raftkv_playground.objects import (
     pod_available,
     pod_finished,
     pod_ready,
-    selector_matches,
     status_of,
     uid_of,
 )
@@ -91,18 +89,7 @@ class ReplicaSetController(Controller):
     def __init__(self, client: api.ApiClient, informers: Informers) -> None:
         super().__init__(client, informers)
         self._expected: dict[Key, dict[Key, float]] = {}
-        self.trigger(api.PODS, self._sets_of_pod)
-
-    def _sets_of_pod(self, pod: Object) -> list[Key]:
-        namespace = pod["metadata"]["namespace"]
-        owner = controller_of(pod)
-        if owner is not None:
-            return [(namespace, owner["name"])] if owner["kind"] == "ReplicaSet" else []
-        return [
-            key
-            for key, candidate in self.store(api.REPLICA_SETS).items()
-            if key[0] == namespace and selector_matches(candidate["spec"].get("selector"), labels_of(pod))
-        ]
+        self.trigger(api.PODS, self.keys_of_owned)
 
     def _still_expected(self, key: Key) -> int:
         clock, pods = asyncio.get_running_loop().time(), self.store(api.PODS)

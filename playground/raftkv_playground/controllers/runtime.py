@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from raftkv_playground.client import ApiClient, ApiError, Informer, Resource
 from raftkv_playground.controllers.actions import Action, perform
 from raftkv_playground.events import EventRecorder
-from raftkv_playground.objects import Key, Object, key_of
+from raftkv_playground.objects import Key, Object, controller_of, key_of, labels_of, selector_matches
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +163,19 @@ class Controller:
                 self.queue.add(key)
 
         self.informers.of(resource).add_handler(handle)
+
+    def keys_of_owned(self, item: Object) -> list[Key]:
+        """Primary objects to look at when ``item`` has changed: its controller, or those whose selector takes it in."""
+        if self.primary is None:
+            return []
+        namespace, owner = item["metadata"]["namespace"], controller_of(item)
+        if owner is not None:
+            return [(namespace, owner["name"])] if owner["kind"] == self.primary.kind else []
+        return [
+            key
+            for key, candidate in self.store(self.primary).items()
+            if key[0] == namespace and selector_matches(candidate["spec"].get("selector"), labels_of(item))
+        ]
 
     async def perform(self, actions: Iterable[Action]) -> list[Object]:
         return await perform(self.client, self.events, actions)

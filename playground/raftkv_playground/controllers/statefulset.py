@@ -388,20 +388,9 @@ class StatefulSetController(Controller):
 
     def __init__(self, client: api.ApiClient, informers: Informers) -> None:
         super().__init__(client, informers)
-        self.trigger(api.PODS, self._sets_of_pod)
+        self.trigger(api.PODS, self.keys_of_owned)
         self.trigger(api.PERSISTENT_VOLUME_CLAIMS, self._sets_of_claim)
-        self.trigger(api.CONTROLLER_REVISIONS, self._sets_of_pod)
-
-    def _sets_of_pod(self, item: Object) -> list[Key]:
-        namespace = item["metadata"]["namespace"]
-        owner = controller_of(item)
-        if owner is not None:
-            return [(namespace, owner["name"])] if owner["kind"] == "StatefulSet" else []
-        return [
-            key
-            for key, candidate in self.store(api.STATEFUL_SETS).items()
-            if key[0] == namespace and selector_matches(candidate["spec"].get("selector"), labels_of(item))
-        ]
+        self.trigger(api.CONTROLLER_REVISIONS, self.keys_of_owned)
 
     def _sets_of_claim(self, claim: Object) -> list[Key]:
         namespace, name = claim["metadata"]["namespace"], claim["metadata"]["name"]
