@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from raftkv_node._engine import LogCorrupt, RingFull, log_encode
-from raftkv_node.adr.errors import LogFailed
 from raftkv_node.adr.log import Log, now
 from raftkv_node.adr.manifest import State
 from raftkv_node.adr.records import Record, StoredEntry
@@ -146,23 +145,9 @@ class DiskLog(Log):
 
     # --- ending ---
 
-    def close(self, clean: bool = True) -> None:
-        if not self._locks:
-            return
-        self._stop_thread()
-        try:
-            if clean:
-                if self.failed is not None:
-                    raise LogFailed(f"the log failed and is not marked clean: {self.failed}") from self.failed
-                try:
-                    self.flush()
-                    self._write_manifest(self._manifest.replace(state=State.CLEAN, drained_lsn=self._durable))
-                except OSError as error:
-                    self._fail(error)
-                    raise LogFailed(f"the log could not be flushed and is not marked clean: {error}") from error
-        finally:
-            self._segments.close()
-            self._unlock()
+    def _mark_clean(self) -> None:
+        self.flush()
+        self._write_manifest(self._manifest.replace(state=State.CLEAN, drained_lsn=self._durable))
 
     def retire(self) -> None:
         self._stop_thread()

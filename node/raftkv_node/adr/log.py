@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raftkv_node._engine import LogIndex
+from raftkv_node._engine import LogCorrupt, LogIndex
 from raftkv_node.adr import records
 from raftkv_node.adr.errors import LogFailed, Unusable
 from raftkv_node.adr.files import Files
@@ -307,12 +307,36 @@ class Log(ABC):
         write_manifest(self._files, self._options.data_dir, manifest)
         self._manifest = manifest
 
-    @abstractmethod
     def close(self, clean: bool = True) -> None:
         """Ends the log. `clean`: drained and marked clean, manifest last (D9); else as a crash would leave it.
 
         LogFailed: it could not be marked clean; it is closed as after a crash.
         """
+        if not self._locks:
+            return
+        self._stop_thread()
+        try:
+            if clean:
+                self._end_clean()
+        finally:
+            self._close_files()
+            self._unlock()
+
+    def _end_clean(self) -> None:
+        if self.failed is not None:
+            raise LogFailed(f"the log failed and is not marked clean: {self.failed}") from self.failed
+        try:
+            self._mark_clean()
+        except (OSError, LogCorrupt) as error:
+            self._fail(error)
+            raise LogFailed(f"the log could not be brought to disk and is not marked clean: {error}") from error
+
+    @abstractmethod
+    def _mark_clean(self) -> None:
+        """Brings everything to disk and says so, the manifest last. OSError or LogCorrupt: it could not."""
+
+    def _close_files(self) -> None:
+        self._segments.close()
 
     @abstractmethod
     def retire(self) -> None:

@@ -178,25 +178,14 @@ class RingLog(Log):
 
     # --- ending ---
 
-    def close(self, clean: bool = True) -> None:
-        if not self._locks:
-            return
-        self._stop_thread()
-        try:
-            if clean:
-                if self.failed is not None:
-                    raise LogFailed(f"the log failed and is not marked clean: {self.failed}") from self.failed
-                try:
-                    self.drain()
-                    self._flip_header(reclaimed_lsn=self._drained, clean=True)
-                    self._write_manifest(self._manifest.replace(state=State.CLEAN, drained_lsn=self._drained))
-                except (OSError, LogCorrupt) as error:
-                    self._fail(error)
-                    raise LogFailed(f"the log could not be drained and is not marked clean: {error}") from error
-        finally:
-            self._segments.close()
-            self._ring.close()
-            self._unlock()
+    def _mark_clean(self) -> None:
+        self.drain()
+        self._flip_header(reclaimed_lsn=self._drained, clean=True)
+        self._write_manifest(self._manifest.replace(state=State.CLEAN, drained_lsn=self._drained))
+
+    def _close_files(self) -> None:
+        super()._close_files()
+        self._ring.close()
 
     def retire(self) -> None:
         self._stop_thread()
