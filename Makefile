@@ -12,8 +12,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find node/native -name '*.rs' -not -path '*/target/*' 2>/dev/null) node/native/Cargo.toml node/native/Cargo.lock
+CRATES := node/native $(dir $(wildcard tests/*/*/Cargo.toml))
 
-.PHONY: up test demo conformance-k8s lint format bench packages clean venv
+.PHONY: venv test lint format up demo conformance-k8s bench packages clean protocol
 
 venv: $(VENV)/.built
 
@@ -35,13 +36,14 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	cargo fmt --manifest-path node/native/Cargo.toml --check
+	$(BIN)/python -m pytest -q tests/test_house_rules.py
+	for crate in $(CRATES); do cargo fmt --manifest-path $$crate/Cargo.toml --check || exit 1; done
 	cargo clippy --quiet --locked --manifest-path node/native/Cargo.toml --all-targets -- -D warnings
 
 format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	cargo fmt --manifest-path node/native/Cargo.toml
+	for crate in $(CRATES); do cargo fmt --manifest-path $$crate/Cargo.toml; done
 
 # The playground with a sample cluster; Ctrl-C ends both.
 up: venv
