@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -319,12 +320,17 @@ def _structural(schema: Object, path: str, errors: list[FieldError], *, root: bo
                 invalid_value(f"{path}.pattern", pattern, f"must be a valid regular expression, but isn't: {error}")
             )
     _list_type(schema, path, errors)
+    for inner, at in _subschemas(schema, path):
+        _structural(inner, at, errors)
+
+
+def _subschemas(schema: Object, path: str) -> Iterator[tuple[Object, str]]:
+    """The schemas directly in this one, each with its path in the definition."""
     for key in sorted(schema.get("properties") or {}):
-        _structural(schema["properties"][key], f"{path}.properties[{key}]", errors)
-    if isinstance(schema.get("items"), dict):
-        _structural(schema["items"], f"{path}.items", errors)
-    if isinstance(schema.get("additionalProperties"), dict):
-        _structural(schema["additionalProperties"], f"{path}.additionalProperties", errors)
+        yield schema["properties"][key], f"{path}.properties[{key}]"
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield schema[key], f"{path}.{key}"
 
 
 def _list_type(schema: Object, path: str, errors: list[FieldError]) -> None:
@@ -374,9 +380,5 @@ def _defaults(schema: Object, path: str, errors: list[FieldError]) -> None:
         errors += problems
         if not problems:
             errors += rules.check(value, None, rules.compile_rules(schema, path, []), at, exists_old=False)
-    for key in sorted(schema.get("properties") or {}):
-        _defaults(schema["properties"][key], f"{path}.properties[{key}]", errors)
-    if isinstance(schema.get("items"), dict):
-        _defaults(schema["items"], f"{path}.items", errors)
-    if isinstance(schema.get("additionalProperties"), dict):
-        _defaults(schema["additionalProperties"], f"{path}.additionalProperties", errors)
+    for inner, at in _subschemas(schema, path):
+        _defaults(inner, at, errors)
