@@ -430,6 +430,8 @@ def _check_times_and_sizes(config: NodeConfig) -> None:
         raise ConfigError("--adr-size is not between 4Mi and 100Mi")
     if not 0 < config.adr_drain_interval <= 60:
         raise ConfigError("--adr-drain-interval is not between 0 and 60s")
+    if config.quota_backend_bytes > 1 << 40:
+        raise ConfigError("--quota-backend-bytes is more than 1 TiB")
     if config.max_request_bytes > config.adr_size * 3 // 8:
         raise ConfigError("--max-request-bytes is more than three eighths of --adr-size")
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
+import lmdb
 import pytest
 from processes import NodeProcess, channel, free_ports, wait_until
-from raftkv_node.adr import EXIT_DURABILITY, EXIT_PROVEN_LOST, Log
+from raftkv_node.adr import EXIT_DURABILITY, EXIT_MISMATCH, EXIT_PROVEN_LOST, Log
 from raftkv_node.api.kv import Admitted, within_quota
 from raftkv_node.pb import admin_pb2, admin_pb2_grpc, rpc_pb2, rpc_pb2_grpc
 from raftkv_node.raft import FetchRequest, Raft
+from raftkv_node.server.identity import load_or_format
+from raftkv_node.server.lifecycle import EXIT_FAILED
 from raftkv_node.server.log import Logger
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.replica import Replica
 from raftkv_node.server.workers import MAX_QUEUED_JOBS, Workers
 from raftkv_node.store import commands
+from raftkv_node.store.backend import Backend
 from raftkv_node.store.errors import NO_SPACE
+from raftkv_node.store.store import Store
 
 
 @pytest.fixture
@@ -92,6 +100,59 @@ def test_a_log_that_is_refused_at_bootstrap_ends_the_node_with_the_logs_code(nod
         with pytest.raises(grpc.RpcError):
             stub.Bootstrap(request, timeout=30)
     assert member.wait() == EXIT_DURABILITY, member.log_text()
+
+
+def test_two_that_wait_on_one_folder_do_not_overwrite_each_others_identity(nodes: list[NodeProcess]) -> None:
+    """The log's lock comes with the identity: before it, a Join to the second process replaced the first one's."""
+    first, second = nodes[0], replace(nodes[1], folder=nodes[0].folder)
+    identity = admin_pb2.Identity(cluster_id=0xC1, member_id=0xA1, number=1, peer_url=first.peer_url)
+    for member in (first, second):
+        member.arguments = ["--operated", "--number", "1"]
+        member.start()
+    wait_until("answers", lambda: all(member.get("/version")[0] == 200 for member in (first, second)))
+    try:
+        with channel(first.endpoint) as one, channel(second.endpoint) as two:
+            stub = admin_pb2_grpc.AdminStub(one)
+            identity.disk_uuid = stub.Describe(admin_pb2.DescribeRequest(), timeout=10).identity.disk_uuid
+            settings = admin_pb2.Settings(replicas=1, max_voters=1)
+            stub.Bootstrap(admin_pb2.BootstrapRequest(identity=identity, settings=settings), timeout=30)
+            identity.member_id = 0xA2
+            with pytest.raises(grpc.RpcError):
+                admin_pb2_grpc.AdminStub(two).Join(admin_pb2.JoinRequest(identity=identity), timeout=30)
+        assert second.wait() == EXIT_FAILED, second.log_text()
+        assert first.stop() == 0
+        assert load_or_format(first.data_dir, 1, "n1").member_id == 0xA1
+    finally:
+        second.kill()
+
+
+def test_a_volume_of_another_number_is_refused(nodes: list[NodeProcess]) -> None:
+    """A claim that is mounted into another member's pod would let that pod speak as the claim's member."""
+    member = nodes[0]
+    member.arguments = ["--operated", "--number", "1"]
+    member.start()
+    wait_until("answer", lambda: member.get("/version")[0] == 200)
+    assert member.stop() == 0
+    member.arguments = ["--operated", "--number", "2"]
+    member.start()
+    assert member.wait() == EXIT_MISMATCH, member.log_text()
+    assert "is of number 1, not 2" in member.log_text()
+
+
+def test_a_full_disk_under_the_backend_was_called_an_input_output_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_backend: Backend, _chunks: object) -> None:
+        raise lmdb.Error("mdb_txn_commit: Input/output error")
+
+    store = Store.open(tmp_path, start_thread=False)
+    monkeypatch.setattr(Backend, "_write", fail)
+    monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_bavail=2, f_frsize=4096))
+    store.apply_empty(1, 1)
+    store.set_durable_index(1)
+    assert not store.backend.commit_now()
+    assert "Input/output error (its disk has 8192 bytes left)" in str(store.failed)
+    store.close()
 
 
 def test_the_quota_was_not_looked_at(nodes: list[NodeProcess]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from raftkv_node._engine import LogCorrupt, LogIndex, Ring
 from raftkv_node.adr.disklog import DiskLog
 from raftkv_node.adr.errors import DurabilityTooLow, Owned, Refusal, Refused, Unusable
-from raftkv_node.adr.files import create_zeroed, make_folder, may_retry, sync_file
+from raftkv_node.adr.files import RETRIED_ERRORS, create_zeroed, make_folder, may_retry, sync_file
 from raftkv_node.adr.levels import Level, Medium, Probe
 from raftkv_node.adr.log import Log, LogOptions, Recovered
 from raftkv_node.adr.manifest import (
@@ -112,6 +112,8 @@ def _sentence(error: OSError) -> str:
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"the log cannot write{where}: {error.strerror}; make the folder writable and start again"
+    if error.errno in RETRIED_ERRORS:
+        return f"the log finds no room{where}: {error.strerror}; make room on its disk and start again"
     return f"the log cannot use{where}: {error.strerror or error}"
 
 

@@ -1,8 +1,8 @@
 """Ring mode: a batch is durable in the log buffer at once; a thread drains it to segments beside the turn.
 
 The drain's order is D6: segment synced, manifest's `drained_lsn` durable, ring header's `reclaimed_lsn` persisted, and
-only then may the bytes be overwritten. A stalled or full disk stops nothing until the ring is full; a failed sync ends
-the log, since what the kernel did with the pages is unknown (D15): at the next start the ring has it all.
+only then may the bytes be overwritten. A stalled disk, or one with no room, stops no append until the ring is full; a
+failed sync ends the log, since what the kernel did with the pages is unknown (D15): at the next start the ring has all.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from pathlib import Path
 from time import monotonic
 
 from raftkv_node import _engine
-from raftkv_node.adr import EXIT_CORRUPT, EXIT_PROVEN_LOST, EXIT_UNUSABLE, LogError, LogFailed
+from raftkv_node.adr import EXIT_CORRUPT, EXIT_MISMATCH, EXIT_PROVEN_LOST, EXIT_UNUSABLE, LogError, LogFailed
 from raftkv_node.adr.ringfile import ring_folder
 from raftkv_node.api.methods import registrations
 from raftkv_node.config import EXIT_USAGE, ConfigError, NodeConfig, flags_help, parse_arguments
@@ -134,6 +134,11 @@ def _make_folder(folder: Path) -> None:
 
 def _identity(config: NodeConfig, identity: Identity) -> tuple[Identity, Configuration]:
     """Who the node is: as issued before, or derived from the flags when it is started by hand for the first time."""
+    if config.operated and config.number and identity.number not in (0, config.number):
+        raise StartError(
+            f"the disk in {config.data_dir} is of number {identity.number}, not {config.number}: a wrong volume",
+            EXIT_MISMATCH,
+        )
     if identity.issued:
         if identity.operated != config.operated:
             kind = "with --operated" if identity.operated else "by hand"

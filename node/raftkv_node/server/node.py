@@ -95,6 +95,10 @@ class Node:
 
     def take_identity(self, identity: Identity) -> None:
         """Save an identity that was just issued and begin to be that member."""
+        folder = self.config.data_dir
+        if identities.load_or_format(folder, self.config.number, self.config.name) != self.identity:
+            # the log's lock (D11) comes with the log: two that wait on one folder find out here
+            raise Failure(f"another process has changed the identity in {folder}")
         identities.save(self.config.data_dir, identity)
         self.identity = identity
         if identity.founding:

@@ -47,6 +47,9 @@ TRANSACTION_BYTES = 16 << 20
 """A transaction takes no further chunk once it has so much."""
 MAX_READERS = 512
 
+SCARCE_BYTES = 2 * TRANSACTION_BYTES
+"""Less room than this on the disk is told when a commit fails."""
+
 VERSION_KEY = b"version"
 APPLIED_KEY = b"applied"
 CONFIGURATION_KEY = b"configuration"
@@ -298,7 +301,8 @@ class Backend:
             self.failure.__cause__ = error
             return False
         except Exception as error:
-            self.failure = error
+            self.failure = StoreError(f"the backend in {self.path} cannot commit: {error}{self._room()}")
+            self.failure.__cause__ = error
             return False
         self.commit_seconds.append(time.monotonic() - started)
         self.commits_total += 1
@@ -315,6 +319,14 @@ class Backend:
                 self.failure = error
                 return False
         return True
+
+    def _room(self) -> str:
+        """For a failure's text: LMDB calls a full disk an input/output error."""
+        with contextlib.suppress(OSError):
+            found = os.statvfs(self.path)
+            if found.f_bavail * found.f_frsize < SCARCE_BYTES:
+                return f" (its disk has {found.f_bavail * found.f_frsize} bytes left)"
+        return ""
 
     def _write(self, chunks: Chunks) -> None:
         meta: dict[bytes, bytes] = {}
