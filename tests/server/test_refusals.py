@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import RAFTKV, NodeProcess, free_ports, wait_until
+from processes import RAFTKV, NodeProcess, channel, free_ports, wait_until
 from raftkv_node.adr import (
     EXIT_ABSENT,
     EXIT_CORRUPT,
@@ -18,6 +19,8 @@ from raftkv_node.adr import (
     EXIT_UNUSABLE,
 )
 from raftkv_node.config import EXIT_USAGE
+from raftkv_node.pb import rpc_pb2, rpc_pb2_grpc
+from raftkv_node.server.members import founders
 
 
 @pytest.fixture
@@ -116,6 +119,24 @@ def test_a_disk_that_became_read_only(node: NodeProcess, folder: str) -> None:
 def test_less_durability_than_asked_for(node: NodeProcess) -> None:
     node.arguments[node.arguments.index("--minimum-durability") + 1] = "power"
     refused(node, EXIT_DURABILITY, "power")
+
+
+def test_a_refused_first_start_binds_to_no_flags(node: NodeProcess) -> None:
+    """Who mends the flags gets the member that they describe, not the one of the first try."""
+    level = node.arguments.index("--minimum-durability") + 1
+    node.arguments[level] = "power"
+    refused(node, EXIT_DURABILITY)
+    node.arguments[level] = "process"
+    blocker = socket.create_server(("127.0.0.1", node.peer_port))
+    refused(node, EXIT_UNUSABLE, "cannot listen")
+    blocker.close()
+    node.arguments += ["--initial-cluster-token", "second try"]
+    node.start()
+    wait_until("healthy member", node.healthy)
+    expected = founders([("n1", (node.peer_url,))], "second try")
+    with channel(node.endpoint) as connection:
+        status = rpc_pb2_grpc.MaintenanceStub(connection).Status(rpc_pb2.StatusRequest(), timeout=10)
+    assert (status.header.cluster_id, status.header.member_id) == (expected.cluster_id, expected.ids["n1"])
 
 
 def test_a_ring_whose_disk_is_lost(node: NodeProcess) -> None:

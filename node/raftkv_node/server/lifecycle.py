@@ -100,10 +100,8 @@ def _start(config: NodeConfig, logger: Logger) -> Node | None:
     if identity.retired:
         wipe(config, identity)
         return None
-    try:
-        identity, founding = _identity(config, identity)
-    except OSError as error:
-        raise StartError(f"the identity in {config.data_dir} cannot be written: {error.strerror}") from None
+    found = identity
+    identity, founding = _identity(config, identity)
     engine = _engine.Engine(
         max_message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
         stream_queue_high_bytes=STREAM_QUEUE_HIGH_BYTES,
@@ -112,6 +110,8 @@ def _start(config: NodeConfig, logger: Logger) -> Node | None:
     engine.register_methods(registrations())
     _listen(config, engine)
     node = Node(config, identity, founding, engine, logger)
+    if identity != found:
+        _save_derived(config, identity)
     engine.start()
     logger.info(
         "serving",
@@ -158,8 +158,15 @@ def _identity(config: NodeConfig, identity: Identity) -> tuple[Identity, Configu
         zone=config.zone,
         founding=derived.configuration.encode(),
     )
-    save(config.data_dir, issued)
     return issued, derived.configuration
+
+
+def _save_derived(config: NodeConfig, identity: Identity) -> None:
+    """Once the log is open under it, and before anybody hears of it: a start that is refused binds to no flags."""
+    try:
+        save(config.data_dir, identity)
+    except OSError as error:
+        raise StartError(f"the identity in {config.data_dir} cannot be written: {error.strerror}") from None
 
 
 def _listen(config: NodeConfig, engine: _engine.Engine) -> None:
