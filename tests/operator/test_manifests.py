@@ -439,3 +439,24 @@ def test_a_pods_last_words_are_read() -> None:
     view = PodView.read(pod)
     assert view is not None
     assert (view.exit_code, view.exit_message, view.running, view.restarts) == (69, "raftkv: too weak", False, 3)
+
+
+def test_prometheus_finds_the_members_and_the_operator_by_their_labels_and_ports() -> None:
+    """A job keeps what matches the joined labels of its ``keep`` rule, anchored, as Prometheus reads it."""
+    jobs = {job["job_name"]: job for job in yaml.safe_load((ROOT / "deploy/prometheus/scrape-config.yaml").read_text())}
+    operator = yaml.safe_load((ROOT / "deploy/operator.yaml").read_text())["spec"]["template"]
+    member = member_objects.stateful_set(ClusterSpec(), OWNER, 1)["spec"]["template"]
+
+    def kept(job: str, pod: dict[str, Any]) -> bool:
+        rule = next(one for one in jobs[job]["relabel_configs"] if one.get("action") == "keep")
+        labels = {
+            "__meta_kubernetes_pod_label_" + re.sub(r"[^a-zA-Z0-9]", "_", name): value
+            for name, value in pod["metadata"]["labels"].items()
+        }
+        ports = [port["name"] for container in pod["spec"]["containers"] for port in container["ports"]]
+        targets = [{**labels, "__meta_kubernetes_pod_container_port_name": port} for port in ports]
+        joined = [";".join(one.get(name, "") for name in rule["source_labels"]) for one in targets]
+        return sum(re.fullmatch(rule["regex"], text) is not None for text in joined) == 1
+
+    assert (kept("raftkv", member), kept("raftkv", operator)) == (True, False)
+    assert (kept("raftkv-operator", member), kept("raftkv-operator", operator)) == (False, True)
