@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,8 @@ def playground(
     state: Path, *options: str, ready: tuple[str, ...] = ("get", "crd", "raftkvclusters.raftkv.dev")
 ) -> Iterator[Kubectl]:
     """A playground as a person starts it, ended as Ctrl-C would; ``ready`` is the kubectl call that tells it is up."""
+    if shutil.which("kubectl") is None:
+        raise ScenarioError("kubectl is not installed (make packages)")
     kubeconfig = state / "kubeconfig"
     command = [str(Path(sys.executable).with_name("raftkv")), "playground", "up"]
     command += ["--state-dir", str(state / "state"), "--kubeconfig", str(kubeconfig), *options]
