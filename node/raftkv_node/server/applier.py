@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import monotonic
 
 from raftkv_node.api.methods import Method
 from raftkv_node.raft import Configuration, Entry, EntryType
+from raftkv_node.server.ahead import MAX_ENTRIES_AHEAD, Ahead
 from raftkv_node.server.answers import Answers
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.replica import Replica
@@ -36,6 +38,7 @@ class Applier:
         writes: Writes,
         answers: Answers,
         metrics: Metrics,
+        ahead: Ahead,
         notify: Callable[[Sequence[RevisionEvents]], None],
     ) -> None:
         self._own_id = own_id
@@ -44,26 +47,36 @@ class Applier:
         self._writes = writes
         self._answers = answers
         self._metrics = metrics
+        self._ahead = ahead
         self._notify = notify
         self._compactions: list[tuple[PendingCompaction, int]] = []
         self._removed: frozenset[int] = frozenset()
 
     def run(self, deadline: float) -> bool:
-        """Applies until nothing is left or the budget is used; whether entries are left that may be applied at once."""
+        """Applies until nothing is left, the budget is used or a value is not fetched yet; whether entries are left
+        that may be applied at once.
+        """
         committed = self._replica.committed
         store = self._store
         if not committed:
             return False
         started = now = monotonic()
+        waits = False
         while committed and not store.backpressure:
-            entry, committed_at = committed.popleft()
+            entry, committed_at = committed[0]
+            if not self._ahead.ready(entry):
+                # Look further while it waits, so that many such entries do not wait one after the other.
+                self._ahead.look([one for one, _ in islice(committed, 1, MAX_ENTRIES_AHEAD)])
+                waits = True
+                break
+            committed.popleft()
             self._apply(entry, committed_at)
             now = monotonic()
             if now >= deadline:
                 break
         self._metrics.apply_duration.add(now - started)
         self._replica.applied(store.applied_index)
-        return bool(committed) and not store.backpressure
+        return bool(committed) and not waits and not store.backpressure
 
     def _apply(self, entry: Entry, committed_at: float) -> None:
         store = self._store
@@ -75,14 +88,16 @@ class Applier:
         if not entry.data:
             store.apply_empty(entry.index, entry.term)
             return
+        needs, fetched = self._ahead.take(entry)
+        decoded = needs.decoded if needs is not None else None
         origin, first_seq = commands.origin_of(entry.data)
         proposal = self._writes.settle(first_seq) if origin == self._own_id else None
         if proposal is None:
             batch = commands.decode_batch(entry.data)
-            applied = store.apply(entry.index, entry.term, batch, want_results=False)
+            applied = store.apply(entry.index, entry.term, batch, decoded, False, fetched)
         else:
             batch = commands.Batch(origin, first_seq, proposal.kinds, proposal.payloads)
-            applied = store.apply(entry.index, entry.term, batch)
+            applied = store.apply(entry.index, entry.term, batch, decoded, fetched=fetched)
         if applied.events:
             self._notify(applied.events)
         if proposal is not None and applied.results is not None:

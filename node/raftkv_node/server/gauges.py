@@ -140,6 +140,7 @@ def _store(result: Gauges, member: Member) -> None:
     )
     result.counters["etcd_debugging_mvcc_events"] = float(hub.events_total)
     result.counters["raftkv_apply_cache_misses"] = float(store.cache_misses_total)
+    result.counters["raftkv_apply_fetched_records"] = float(member.ahead.fetched_total)
 
 
 def _network(result: Gauges, member: Member, stats: dict[str, int]) -> None:

@@ -29,6 +29,7 @@ from raftkv_node.raft import (
     SoftState,
 )
 from raftkv_node.server import identity as identities
+from raftkv_node.server.ahead import Ahead
 from raftkv_node.server.answers import Answers
 from raftkv_node.server.applier import Applier
 from raftkv_node.server.changes import Changes, refusal
@@ -124,6 +125,7 @@ class Member:
         self.reads = Reads(timeout)
         self.changes = Changes(self.raft, tick, timeout)
         self.watches = Watches(self.store, transport, workers, metrics)
+        self.ahead = Ahead(identity.member_id, self.store, self.writes, workers)
         self.applier = Applier(
             identity.member_id,
             store=self.store,
@@ -131,6 +133,7 @@ class Member:
             writes=self.writes,
             answers=answers,
             metrics=metrics,
+            ahead=self.ahead,
             notify=self.watches.notify,
         )
         self._configured(self.raft.configuration)
@@ -319,6 +322,7 @@ class Member:
 
     def _take(self, ready: Ready, now: float) -> None:
         """What a Ready tells besides log and messages."""
+        self.ahead.look(ready.entries)
         if ready.soft_state is not None:
             self._leader_may_have_changed(ready.soft_state, now)
         if ready.configuration is not None:

@@ -157,6 +157,10 @@ class Writes:
         """Own entries in the own log that are not settled."""
         return self._by_index
 
+    def find(self, first_seq: int) -> Proposal | None:
+        """The proposal with that first sequence, if anybody still waits for it."""
+        return self._in_flight.get(first_seq)
+
     def settle(self, first_seq: int) -> Proposal | None:
         """The proposal that an applied entry of this member carries, if anybody still waits for it."""
         proposal = self._in_flight.pop(first_seq, None)

@@ -60,6 +60,10 @@ class Mvcc:
         self.deletes_total = 0
         self.cache_misses_total = 0
         """Values that had to be read from LMDB by the thread that applies."""
+        self.fetched: dict[bytes, bytes] = {}
+        """Records by id that were read ahead for the entry being applied (see `ahead`)."""
+        self.evicted = False
+        """Whether the cache has ever been too small: before, every newest record is in it."""
 
     # One revision.
 
@@ -189,6 +193,8 @@ class Mvcc:
     def evict(self) -> None:
         """Brings the cache back under its limit: called once per batch."""
         queue, cache = self._cache_queue, self.cache
+        if self.cache_bytes > self.cache_limit_bytes:
+            self.evicted = True
         while self.cache_bytes > self.cache_limit_bytes and queue:
             old = cache.pop(queue.popleft(), None)
             if old is not None:
@@ -223,8 +229,11 @@ class Mvcc:
         return self.read(bytes(history[-12:])) if history else None
 
     def read(self, rid: bytes) -> bytes:
-        """A record by id, from the chunk being filled, the queue or LMDB.  `StoreError` when it is not there."""
-        found = self.chunk.records.get(rid)
+        """A record by id: from the chunk being filled, what was fetched ahead, the queue or LMDB.
+
+        `StoreError` when it is not there.
+        """
+        found = self.chunk.records.get(rid) or self.fetched.get(rid)
         if found is None:
             found = self.backend.read(rid)
             self.cache_misses_total += 1

@@ -1,8 +1,8 @@
 """The store: applies the replicated log's entries, answers reads, and survives restarts.
 
 One thread (the node's turn) owns it: `apply*`, `start_*` and `background` are called there and never wait for a
-disk, but for the values that apply itself needs and that are no longer in memory (counted in `cache_misses_total`).
-A backend thread commits; workers run `ColdRead`s.
+disk, but for values that apply itself needs, that are no longer in memory and that were not fetched ahead (see `ahead`;
+counted in `cache_misses_total`).  A backend thread commits; workers run `ColdRead`s and `read_records`.
 
 What is applied becomes visible at once and durable later: `applied_index` runs ahead of `committed_index`, the
 applied index of the last synced transaction, and after a crash the log is applied again from there.  Whatever
@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError, Message
 
 from raftkv_node.pb import rpc_pb2
 
-from . import commands
+from . import ahead, commands
 from .backend import (
     CONFIGURATION_KEY,
     REVISION_KEY,
@@ -288,10 +288,12 @@ class Store:
         batch: commands.Batch,
         decoded: Sequence[Message | None] | None = None,
         want_results: bool = True,
+        fetched: dict[bytes, bytes] | None = None,
     ) -> ApplyResult:
         """Applies the requests of one log entry.
 
-        `index` must follow the last applied one.  `decoded[i]`, where not `None`, is the parsed `payloads[i]`.
+        `index` must follow the last applied one.  `decoded[i]`, where not `None`, is the parsed `payloads[i]`;
+        `fetched` are records that were read ahead, by id.
         `UnknownCommand` before any effect when this version does not know a command (the node must stop);
         `StoreError` when the store has failed.
         """
@@ -299,6 +301,8 @@ class Store:
         mvcc = self.mvcc
         with mvcc.lock:
             self._open_chunk(index, term)
+            if fetched:
+                mvcc.fetched = fetched
             try:
                 results = self._apply_batch(batch, decoded, want_results)
                 mvcc.evict()
@@ -309,6 +313,8 @@ class Store:
                 # Half of the batch may be in memory, and nothing of it will be committed: go no further.
                 self._broken = error
                 raise
+            if fetched:
+                mvcc.fetched = {}
         if self._sweep:
             self.background()
         events = mvcc.events
@@ -463,6 +469,30 @@ class Store:
         self.members[request.ID] = attributes
         self.mvcc.chunk.members[request.ID] = attributes
         return b""
+
+    # Fetching ahead.
+
+    @property
+    def may_be_cold(self) -> bool:
+        """Whether newest records may have to be read from disk: not before the cache has first been too small.
+
+        (History that a transaction's range asks for may be on disk before that; such a range is then read on the turn.)
+        """
+        return self.mvcc.evicted
+
+    def needs_of(self, batch: commands.Batch, want_results: bool) -> ahead.Needs | None:
+        """What applying the batch may read; `None` when nothing."""
+        return ahead.needs_of(batch, want_results, self.mvcc.collect_prev)
+
+    def cold_records(self, needs: ahead.Needs, have: dict[bytes, bytes]) -> list[bytes]:
+        """Ids of records to read ahead, as of now and without those in `have` (which those that wait for their commit
+        join): at most `ahead.AHEAD_ENTRY_RECORDS` together.
+        """
+        return ahead.cold_records(needs, self.mvcc, self._view, have)
+
+    def read_records(self, ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Reads records ahead, in a worker: at most `ahead.AHEAD_ENTRY_BYTES`, and the one that reaches it."""
+        return ahead.read_records(self.mvcc, ids)
 
     # Compaction's slow half.
 
