@@ -437,13 +437,16 @@ def test_d17_an_entry_that_was_replaced_is_looked_at_again(bench: Bench) -> None
     old = bench.entry(OTHER, 1, [rpc_pb2.PutRequest(key=b"k003", ignore_value=True)])
     bench.ahead.look([old])
     bench.pool.run()
-    new = commands.encode_batch(
-        OTHER, 1, [commands.PUT], [rpc_pb2.PutRequest(key=b"k1", value=b"x").SerializeToString()]
-    )
-    bench.replica.committed.append((Entry(2, old.index, EntryType.NORMAL, new), monotonic()))
+    request = rpc_pb2.PutRequest(key=b"k004", ignore_value=True)
+    data = commands.encode_batch(OTHER, 1, [commands.PUT], [request.SerializeToString()])
+    bench.replica.committed.append((Entry(2, old.index, EntryType.NORMAL, data), monotonic()))
+    bench.apply()
+    bench.pool.run()
     bench.apply()
     assert bench.store.applied_index == old.index
-    assert bench.store.mvcc.index.entries[b"k003"][2] == 1, "the old entry was not applied"
+    versions = [bench.store.mvcc.index.entries[key][2] for key in (b"k003", b"k004")]
+    assert versions == [1, 2], "the old entry was not applied, neither by its bytes nor by its parsed requests"
+    assert bench.misses == 0
     assert bench.ahead.held_bytes == 0
 
 

@@ -217,6 +217,42 @@ def test_members_agree_to_the_byte(steps: list[tuple[list[Any], str, str]]) -> N
         two.close()
 
 
+@settings(SETTINGS, max_examples=100)
+@given(st.lists(st.tuples(writes, st.booleans(), st.booleans()), max_size=20), st.booleans(), st.booleans())
+def test_d17_what_was_fetched_ahead_changes_no_result(
+    steps: list[tuple[Any, bool, bool]], want: bool, prev: bool
+) -> None:
+    """Records that were fetched for this entry, and all that were fetched for earlier ones and may be outdated."""
+    with fast_folder() as folder:
+        plain_one = Driver(Path(folder) / "plain")
+        ahead = Driver(Path(folder) / "ahead", value_cache_bytes=0)
+        for one in (plain_one, ahead):
+            one.store.watching(True, prev)
+        have: dict[bytes, bytes] = {}
+        for request, look, commit in steps:
+            batch = batch_of(request)
+            expected = plain_one.store.apply(plain_one.index + 1, TERM, batch, None, want)
+            store = ahead.store
+            needs = store.needs_of(batch, want) if look else None
+            if needs is not None:
+                have.update(store.read_records(store.cold_records(needs, have)))
+            misses = store.cache_misses_total
+            decoded = needs.decoded if needs is not None else None
+            found = store.apply(ahead.index + 1, TERM, batch, decoded, want, have)
+            assert found.events == expected.events
+            assert found.revision == expected.revision
+            for left, right in zip(found.results or (), expected.results or (), strict=True):
+                if not isinstance(left, PendingCompaction):
+                    assert left == right
+            if look and not isinstance(request, rpc_pb2.TxnRequest):
+                assert store.cache_misses_total == misses, "the look just before finds all"
+            if commit:
+                ahead.commit()
+        assert ahead.hash().hash == plain_one.hash().hash
+        ahead.close()
+        plain_one.close()
+
+
 @settings(SETTINGS, max_examples=40)
 @given(st.lists(writes, min_size=1, max_size=10), st.data())
 def test_recovery_from_every_commit_boundary(requests: list[Any], data: st.DataObject) -> None:
