@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from raftkv_node.api.http import (
     HealthQuery,
     HttpReply,
@@ -73,6 +75,18 @@ def test_http_requests_that_make_no_sense() -> None:
     reply = parse("POST", "/health")
     assert isinstance(reply, HttpReply)
     assert (reply.status, reply.headers[0]) == (405, ("Allow", "GET"))
+
+
+@given(st.text(alphabet="/[]:?#&=%@\\ehalt.x1\u2100\0", max_size=30))
+def test_any_http_target_has_an_answer(target: str) -> None:
+    parse("GET", target)
+    path = target.partition("#")[0].partition("?")[0]
+    if "://" not in path and path.strip("/") == "health":
+        assert isinstance(parse("GET", target), HealthQuery)
+
+
+def test_the_absolute_form_of_a_target_is_understood() -> None:
+    assert parse("GET", "http://[::1]:2379/health?serializable=true") == HealthQuery(True, frozenset())
 
 
 def test_http_answers_are_etcds() -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 CHECKS: Mapping[str, tuple[str, ...]] = {
     "livez": ("serializable_read",),
@@ -62,9 +62,11 @@ HttpQuery = HealthQuery | ProbeQuery | VersionQuery | MetricsQuery
 
 def parse(method: str, target: str) -> HttpQuery | HttpReply:
     """What a request asks for, or the answer to one that makes no sense."""
-    parts = urlsplit(target)
-    query = parse_qs(parts.query, keep_blank_values=True)
-    segments = [segment for segment in parts.path.split("/") if segment]
+    path, _, text = target.partition("#")[0].partition("?")
+    if "://" in path:  # the absolute form, as a proxy is asked
+        path = path.partition("://")[2].partition("/")[2]
+    query = parse_qs(text, keep_blank_values=True)
+    segments = [segment for segment in path.split("/") if segment]
     known = _route(segments, query)
     if known is None:
         return HttpReply(404, TEXT, b"404 page not found\n", _NOSNIFF)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from prometheus_client import CollectorRegistry
 
 from raftkv_node import _engine
@@ -399,5 +400,5 @@ class Node:
 def _is_serializable(message: bytes) -> bool:
     try:
         return bool(rpc_pb2.RangeRequest.FromString(message).serializable)
-    except ValueError:
+    except DecodeError:
         return False

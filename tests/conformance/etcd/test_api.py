@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "server"))
 
-from processes import Cluster, channel, cluster
+from processes import Cluster, NodeProcess, channel, cluster, free_ports, wait_until
 from raftkv_node.api.methods import METHODS
 from raftkv_node.pb import health_pb2, health_pb2_grpc, rpc_pb2, rpc_pb2_grpc
 
@@ -196,6 +197,15 @@ def test_health_by_grpc(connection: grpc.Channel) -> None:
     stream.cancel()
 
 
+@pytest.mark.parametrize("target", ["//[", "//[::1", "http://[", "/%zz", "//\u2100/", "/health?%", "*"])
+def test_no_http_target_ends_the_node(alone: Cluster, target: str) -> None:
+    member = alone.members[0]
+    with socket.create_connection(("127.0.0.1", member.client_port), timeout=20) as sock:
+        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        sock.recv(1000)
+    assert member.healthy()
+
+
 class Watching:
     """A watch stream with requests and responses as queues."""
 
@@ -306,6 +316,37 @@ def test_watches_that_cannot_be(kv: Any, watching: Watching) -> None:
     assert refused(lambda: kv.Range(Range(key=b"compacted", revision=1), timeout=10)) == (
         Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted",
     )  # fmt: skip
+
+
+def test_a_learner_serves_serializable_reads_and_survives_nonsense(tmp_path: Path) -> None:
+    with cluster(tmp_path, 1, "disk") as made:
+        first = made.members[0]
+        learner = NodeProcess("n2", tmp_path / "n2", *free_ports(2))
+        with channel(first.endpoint) as connection:
+            rpc_pb2_grpc.KVStub(connection).Put(Put(key=b"k", value=b"v"), timeout=10)
+            request = rpc_pb2.MemberAddRequest(peerURLs=[learner.peer_url], isLearner=True)
+            rpc_pb2_grpc.ClusterStub(connection).MemberAdd(request, timeout=10)
+        learner.arguments = [
+            *("--initial-cluster", f"n1={first.peer_url},n2={learner.peer_url}"),
+            *("--initial-cluster-state", "existing"),
+        ]
+        made.members.append(learner)
+        learner.start()
+        with channel(learner.endpoint) as connection:
+            kv = rpc_pb2_grpc.KVStub(connection)
+
+            def has_it() -> bool:
+                try:
+                    return bool(kv.Range(Range(key=b"k", serializable=True), timeout=5).kvs)
+                except grpc.RpcError:
+                    return False
+
+            wait_until("learner with the key", has_it)
+            refusal = (Code.FAILED_PRECONDITION, "etcdserver: rpc not supported for learner")
+            assert refused(lambda: kv.Range(Range(key=b"k"), timeout=10)) == refusal
+            call = connection.unary_unary("/etcdserverpb.KV/Range")
+            assert refused(lambda: call(b"\xff\xff\xff", timeout=10)) == refusal
+            assert has_it()
 
 
 def test_without_a_quorum_nothing_is_promised(tmp_path: Path) -> None:
