@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from adr_harness import SMALL_RING_BYTES, Machine, Member, durably, entries, until
+from adr_harness import KIB, SMALL_RING_BYTES, Machine, Member, durably, entries, until
 from raftkv_node.adr import (
     Environment,
     HardState,
@@ -23,6 +23,7 @@ from raftkv_node.adr import (
     entry,
     hard_state,
     mark,
+    record_bytes,
     snapshot,
 )
 from raftkv_node.adr.records import MARK_USER
@@ -173,6 +174,26 @@ def test_the_ring_is_used_round_and_round(member: Member) -> None:
     log, recovered = member.open()
     assert [len(item.payload) for item in recovered.entries][:3] == [3, 3, 3]
     assert len(recovered.entries) == 300
+    log.close()
+
+
+@pytest.mark.parametrize("left", [64, 128, 192, 256, 320])
+def test_a_segment_may_begin_where_the_ring_wraps(member: Member, left: int) -> None:
+    """A pad before the segment's hard state, or behind it, is not damage."""
+    data_bytes = SMALL_RING_BYTES - 8 * KIB
+    log, _ = member.open(segment_size_bytes=data_bytes - KIB)
+    assert isinstance(log, RingLog)
+    log.append([hard_state(1, 1, 0), configuration(1, 1, b"c" * 100)])
+    unit = record_bytes(0)
+    count = (data_bytes - left - log.durable_lsn) // unit
+    log.append([entry(1, index, 0, b"") for index in range(1, count + 1)])
+    assert data_bytes - log.durable_lsn == left
+    log.drain()
+    log.append([entry(1, count + 1, 0, b"first of its segment")])
+    log.drain()
+    log.close()
+    log, recovered = member.open()
+    assert recovered.last_index == count + 1 and recovered.entries[-1].payload == b"first of its segment"
     log.close()
 
 

@@ -39,6 +39,16 @@ def test_writes_of_a_turn_become_one_entry_with_consecutive_numbers() -> None:
     assert (queue.waiting, queue.pending) == (0, 4)
 
 
+def test_an_entry_is_larger_than_its_bound_only_where_one_request_is() -> None:
+    """The log buffer relies upon it: what does not fit into the rest of an entry waits for the next one."""
+    queue = writes()
+    queue.accept(PUT, [1], [b"a" * 60], 0.0)
+    queue.accept(DELETE_RANGE, [2], [b"b" * 90], 0.0)
+    queue.accept(PUT, [3], [b"c" * 300], 0.0)
+    assert [queue.take(0.0).call_ids, queue.take(0.0).call_ids] == [[1], [2]]
+    assert queue.take(0.0).call_ids == [3]
+
+
 def test_entries_in_flight_hold_back_the_next_one() -> None:
     queue = writes()
     queue.accept(PUT, list(range(10)), [b"x"] * 10, 0.0)

@@ -235,6 +235,16 @@ def test_d14_a_commit_never_passes_the_durable_index(driver: Driver) -> None:
     assert driver.reopen().store.revision == 3
 
 
+def test_d14_the_durable_index_goes_back_when_the_log_drops_a_tail(driver: Driver) -> None:
+    """Entries 2 and 3 were durable, and were dropped for others that are applied before they are durable here."""
+    driver.put(b"k")
+    driver.store.set_durable_index(3)
+    driver.store.set_durable_index(1)
+    driver.put(b"k", b"of the new leader")
+    driver.store.backend.commit_now()
+    assert driver.store.committed_index == 1
+
+
 def test_entries_must_follow_each_other(driver: Driver) -> None:
     driver.put(b"a")
     for index, term in ((1, TERM), (3, TERM), (2, TERM - 1)):

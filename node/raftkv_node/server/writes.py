@@ -130,6 +130,9 @@ class Writes:
             requests, size = requests // 8, size // 8
         while self._queue and requests > 0 and size > 0:
             kind, ids, group, arrived = self._queue.popleft()
+            if payloads and len(group[0]) > size:
+                self._queue.appendleft((kind, ids, group, arrived))
+                break
             number = _fitting(group, requests, size)
             if number < len(ids):
                 self._queue.appendleft((kind, ids[number:], group[number:], arrived))

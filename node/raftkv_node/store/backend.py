@@ -188,8 +188,12 @@ class Backend:
             self._hurry.set()
 
     def set_durable_index(self, index: int) -> None:
-        """Entries up to `index` are durable in this member's log: their chunks may be committed."""
-        self._durable_index = max(self._durable_index, index)
+        """Entries up to `index`, and none above, are durable in this member's log: their chunks may be committed.
+
+        It goes back when the log drops a tail that no quorum had: what then comes in its place has the same indexes,
+        and may be committed by the others, and applied here, before it is durable here.
+        """
+        self._durable_index = index
 
     @property
     def durable_index(self) -> int:

@@ -276,7 +276,10 @@ class Store:
         self.mvcc.collect_prev = events and prev
 
     def set_durable_index(self, index: int) -> None:
-        """Log entries up to `index` are durable on this member: commits may cover them, and no later ones."""
+        """Log entries up to `index` are durable on this member: commits may cover them, and no later ones.
+
+        To be called before an entry is applied that stands where a durable one was dropped: the index then goes back.
+        """
         self.backend.set_durable_index(index)
 
     # Applying.

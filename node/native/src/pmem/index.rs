@@ -245,7 +245,8 @@ impl LogIndex {
     }
 
     /// Takes all records of `data`, which lies at `lsn`. Returns their number and the highest entry index among them (0:
-    /// none). With `preamble` they must start as every segment does (D5): hard state, configuration, position.
+    /// none). With `preamble` they must start as every segment does (D5): hard state, configuration, position, and
+    /// between them a pad where the ring wrapped.
     #[pyo3(signature = (data, lsn, generation, seed, preamble = false))]
     fn absorb(
         &self,
@@ -258,6 +259,7 @@ impl LogIndex {
         let codec = Codec { generation, seed };
         let mut state = self.lock();
         let (mut offset, mut count, mut highest) = (0, 0, 0);
+        let mut begun = 0;
         while offset < data.len() {
             let here = lsn + offset as u64;
             let rest = &data[offset..];
@@ -267,10 +269,13 @@ impl LogIndex {
                 return Err(LogCorrupt::new_err(message));
             }
             let starts = [record::HARD_STATE, record::CONFIGURATION, record::MARK];
-            if preamble && count < starts.len() && found.record_type != starts[count] {
-                return Err(LogCorrupt::new_err(format!(
-                    "the segment at LSN {lsn} lacks its hard state"
-                )));
+            if preamble && begun < starts.len() && found.record_type != record::PAD {
+                if found.record_type != starts[begun] {
+                    return Err(LogCorrupt::new_err(format!(
+                        "the segment at LSN {lsn} lacks its hard state"
+                    )));
+                }
+                begun += 1;
             }
             let draft = Draft {
                 record_type: found.record_type,
