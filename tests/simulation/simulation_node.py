@@ -26,8 +26,8 @@ from raftkv_node.raft import (
 from simulation_storage import LogStore, StateStore
 
 
-class CrashError(Exception):
-    """The simulated process dies here."""
+class CrashError(BaseException):
+    """The simulated process dies here. (No code of the process may catch it.)"""
 
 
 @dataclass(frozen=True)

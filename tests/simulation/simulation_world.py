@@ -47,6 +47,10 @@ class Faults:
     change: float = 0.3
     transfer: float = 0.1
     freeze: float = 0.0
+    power: float = 0.4
+    """How many deaths of a process are power cuts of its machine (where there is a disk to lose)."""
+    blackout: float = 0.0
+    """The power of all machines at once."""
     restart: int = 600
     fault_every: int = 150
 

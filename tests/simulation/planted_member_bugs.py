@@ -1,0 +1,158 @@
+"""The bugs of `planted_bugs`, and a few more, planted in the production member: raft, driver, recovery, store."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from planted_bugs import (
+    ChangeWithoutOwnTermCommit,
+    OwnCountBeforeDurable,
+    PriorTermCommit,
+    ResentForward,
+    ReusedReadContext,
+    VoteWithoutLogCheck,
+)
+from raftkv_node import adr
+from raftkv_node.adr.segments import SEGMENT_HEADER_BYTES, Segments
+from raftkv_node.raft import Raft, Ready
+from raftkv_node.server.replica import Replica
+from simulation_cluster import MemberWorld, everything, storms
+from simulation_disk import SimFiles
+from simulation_member import MemberNode, SimStore
+from simulation_world import Setup, changes, churn, freezes
+
+
+class AcknowledgeBeforeFence(Replica):
+    """Votes and acknowledgements leave before what they promise is durable."""
+
+    def _persist(self, ready: Ready) -> bool:
+        self._send(ready.messages_after_persist)
+        return super()._persist(ready._replace(messages_after_persist=()))
+
+
+class DurableWhenWritten(Replica):
+    """Disk mode: what was handed to the log counts as durable before its flush."""
+
+    def _after(self, ready: Ready, lsn: int = 0) -> None:
+        self._durable(ready.number, ready.messages_after_persist)
+
+
+class LostHardState(MemberNode):
+    """Recovery gives the entries, but not the vote, and no term beyond that of the last entry."""
+
+    def open_log(self, options: adr.LogOptions) -> tuple[adr.Log, adr.Recovered]:
+        log, found = super().open_log(options)
+        return log, dataclasses.replace(found, hard_state=adr.HardState(found.last_term, 0, found.hard_state.commit))
+
+
+class DurableIndexNeverBack(SimStore):
+    """D14: the backend's bound stays where a dropped tail once was."""
+
+    def set_durable_index(self, index: int) -> None:
+        super().set_durable_index(max(self.backend.durable_index, index))
+
+
+class CommitsWhatIsApplied(SimStore):
+    """D14: the backend does not ask what is durable in the log."""
+
+    def set_durable_index(self, index: int) -> None:
+        super().set_durable_index(1 << 62)
+
+
+class ForgetsCompactions(SimStore):
+    """The state machine depends on how often it was restarted."""
+
+    def _recover(self) -> None:
+        super()._recover()
+        self.mvcc.compact_revision = -1
+
+
+_READ_WHOLE: Callable[..., Any] = Segments._read_whole
+
+
+def read_to_the_last_byte(self: Segments, path: Path, start: int, end: int, index: Any) -> Any:
+    """Segments are read past what was recovered of them."""
+    return _READ_WHOLE(self, path, start, max(end, start + path.stat().st_size - SEGMENT_HEADER_BYTES), index)
+
+
+STALE_RECORDS = {
+    SimFiles: {"truncate": lambda self, fd, size_bytes: None},
+    Segments: {"_read_whole": read_to_the_last_byte},
+}
+"""What lies behind a dropped tail is not cut off, and is read again."""
+
+
+def on_disk(rng: random.Random) -> Setup:
+    """Storms over slow disks: much is under way when the power goes."""
+    return replace(storms(rng), slow_disks=True, flush=100, clients=12)
+
+
+def divided(rng: random.Random) -> Setup:
+    """Slow disks and a network that splits: leaders append what no quorum will have."""
+    faults = replace(everything(rng).faults, lose=0.05, partition=0.8, crash=0.0, blackout=0.0)
+    return replace(everything(rng), slow_disks=True, flush=100, faults=replace(faults, fault_every=80), clients=12)
+
+
+def figure_8(rng: random.Random) -> Setup:
+    return replace(churn(rng), duration=3000)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One bug, where it sits, and the rules that may tell of it."""
+
+    name: str
+    found_by: frozenset[str]
+    shape: Callable[[random.Random], Setup] = everything
+    classes: Mapping[str, Any] = field(default_factory=dict)
+
+    def world(self, seed: int) -> MemberWorld:
+        return MemberWorld(seed, self.shape(random.Random(seed)), **self.classes)
+
+
+def bug(name: str, *found_by: str, shape: Callable[[random.Random], Setup] = everything, **classes: Any) -> Planted:
+    return Planted(name, frozenset(found_by), shape, classes)
+
+
+def core(name: str, raft_class: type[Raft], *found_by: str, shape: Callable[[random.Random], Setup]) -> Planted:
+    return bug(name, *found_by, shape=shape, raft_class=raft_class)
+
+
+BUGS = [
+    core("own count before durable", OwnCountBeforeDurable, "COMMITTED_ON_QUORUM", shape=on_disk),
+    core("prior-term commit", PriorTermCommit, "COMMIT_OWN_TERM", shape=figure_8),
+    core("vote without the log check", VoteWithoutLogCheck, "LEADER_COMPLETENESS", shape=figure_8),
+    bug(
+        "acknowledgement before the fence",
+        "D4_ACK_DURABLE",
+        "D4_VOTE_DURABLE",
+        replica_class=AcknowledgeBeforeFence,
+    ),
+    bug(
+        "durable when written",
+        "D4_ACK_DURABLE",
+        "D4_VOTE_DURABLE",
+        "COMMITTED_ON_QUORUM",
+        shape=on_disk,
+        replica_class=DurableWhenWritten,
+    ),
+    bug("stale records behind a dropped tail", "D3_DURABLE_IS_FOUND", "FAILED", shape=on_disk, planted=STALE_RECORDS),
+    bug("lost HardState", "VOTE_ONCE", "TERM_MONOTONIC", "ELECTION_SAFETY", "D4_VOTE_DURABLE", "FAILED",
+        shape=figure_8, node_class=LostHardState),
+    core("change without an own-term commit", ChangeWithoutOwnTermCommit, "OWN_TERM_BEFORE_CHANGE", shape=changes),
+    core("reused read context", ReusedReadContext, "LINEARIZABLE", shape=freezes),
+    core("doubled forwarded proposal", ResentForward, "M16_APPLIED_ONCE", shape=everything),
+    bug(
+        "durable index never back",
+        "D14_COMMIT_BEHIND_LOG",
+        shape=divided,
+        store_class=DurableIndexNeverBack,
+    ),
+    bug("backend ahead of the log", "D14_COMMIT_BEHIND_LOG", shape=on_disk, store_class=CommitsWhatIsApplied),
+    bug("compaction forgotten at a restart", "STATE_MACHINE_SAFETY", shape=storms, store_class=ForgetsCompactions),
+]  # fmt: skip
