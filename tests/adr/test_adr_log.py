@@ -11,6 +11,7 @@ import pytest
 from adr_harness import KIB, SMALL_RING_BYTES, Machine, Member, durably, entries, until
 from raftkv_node.adr import (
     Environment,
+    Files,
     HardState,
     Level,
     LogFailed,
@@ -118,6 +119,65 @@ def test_old_segments_are_released_and_the_rest_is_recovered(either: Member) -> 
     assert recovered.hard_state == HardState(1, 9, 95)
     assert 0 < len(recovered.entries) < 100 - first, "older entries are left on disk"
     assert [item.index for item in log.read_entries(first, first + 3, 1 << 20)] == [first, first + 1, first + 2]
+    log.close()
+
+
+def test_a_disk_log_whose_newest_segment_is_all_that_is_left_survives_a_crash(folder: Path) -> None:
+    member = Member(folder, Machine(), ring=False, changes={"segment_size_bytes": 500}).make()
+    log, _ = member.open()
+    durably(log, [hard_state(1, 1, 0)])
+    for index in range(1, 10):
+        durably(log, [entry(1, index, 0, b"v" * 200)])
+    log.release(9)
+    until(lambda: len(member.segments()) == 1)
+    log.close(clean=False)
+    log, recovered = member.open()
+    assert (recovered.first_index, recovered.last_index) == (log.first_index, 9)
+    assert tuple(recovered.hard_state) == (1, 1, 0)
+    log.close()
+
+
+class Operations(Files):
+    """Remembers what changes names, and when folders are synced."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Path]] = []
+
+    def unlink(self, path: Path) -> None:
+        super().unlink(path)
+        self.seen.append(("unlink", path))
+
+    def sync_folder(self, path: Path) -> None:
+        super().sync_folder(path)
+        self.seen.append(("sync", path))
+
+
+def test_a_power_cut_in_a_release_leaves_no_hole(member: Member) -> None:
+    """An older segment must not come back beside a later one that is gone."""
+    files = Operations()
+    log, _ = member.open(segment_size_bytes=500, files=files)
+    assert isinstance(log, RingLog)
+    for index in range(1, 10):
+        log.append([entry(1, index, 0, b"v" * 200)])
+        log.drain()
+    files.seen.clear()
+    log._release_below = 9
+    log._release_segments()
+    steps = [what for what, path in files.seen]
+    assert steps.count("unlink") > 2 and steps == ["unlink", "sync"] * (len(steps) // 2)
+    log.close()
+
+
+@pytest.mark.parametrize("ring", [True, False])
+def test_folders_that_a_killed_process_made_are_made_durable(folder: Path, ring: bool) -> None:
+    member = Member(folder, Machine(), ring=ring).make()
+    (member.data / "wal").mkdir()
+    if ring:
+        member.ring_folder.mkdir(parents=True)
+    files = Operations()
+    log, _ = member.open(files=files)
+    expected = {member.data} | ({member.pmem, member.ring_folder.parent} if ring else set())
+    assert expected <= {path for what, path in files.seen if what == "sync"}
     log.close()
 
 

@@ -118,10 +118,10 @@ def create_zeroed(files: Files, path: Path, size_bytes: int) -> None:
 
 
 def make_folder(files: Files, path: Path) -> None:
-    """Makes a folder inside an existing one, durably; fine if it is there."""
+    """Makes a folder inside an existing one, durably; fine if it is there (a killed process may not have synced it)."""
     if not path.is_dir():
         files.mkdir(path)
-        files.sync_folder(path.parent)
+    files.sync_folder(path.parent)
 
 
 def replace_file(files: Files, path: Path, data: bytes) -> None:

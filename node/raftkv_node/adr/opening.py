@@ -239,7 +239,7 @@ def _read_log(opened: Opened, found: _Findings) -> None:
         opened.index.reset(0, 0)
         return
     drained = previous.drained_lsn
-    found.later = opened.segments.load(drained, opened.index)
+    found.later = opened.segments.load(drained, opened.index, log_may_begin_there=previous.mode == Mode.DISK)
     found.end_lsn = drained
     if verdict.action != Action.RECOVER:
         return
@@ -359,9 +359,10 @@ def _begin_ring(opened: Opened, found: _Findings) -> RingLog:
     files = options.files
     folder = _own_ring_folder(options)
     assert folder is not None
-    if not folder.is_dir():
-        make_folder(files, folder.parent)
-        make_folder(files, folder)
+    is_new = not folder.is_dir()
+    make_folder(files, folder.parent)
+    make_folder(files, folder)
+    if is_new:
         _lock(opened, folder, "log buffer")
     manifest = _next_manifest(opened, found, Mode.RING)
     path = folder / manifest.ring_file

@@ -126,10 +126,13 @@ class Segments:
 
     # --- opening ---
 
-    def load(self, drained_lsn: int, index: LogIndex) -> list[tuple[Path, int, int]]:
+    def load(
+        self, drained_lsn: int, index: LogIndex, *, log_may_begin_there: bool = False
+    ) -> list[tuple[Path, int, int]]:
         """Reads and checks all that lies below `drained_lsn`, which must be whole, and takes it into `index`.
 
         Returns the files that begin at or behind it (path, first LSN, generation by name), untouched. Changes nothing.
+        `log_may_begin_there`: the manifest names the newest segment's start (disk mode): all before may be released.
         """
         named = []
         for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
@@ -140,7 +143,8 @@ class Segments:
                 raise _corrupt(path, "its name is not a segment's")
         named.sort()
         below = [item for item in named if item[0] < drained_lsn]
-        if drained_lsn > 0 and not below:
+        released = log_may_begin_there and any(start == drained_lsn for start, _, _ in named)
+        if drained_lsn > 0 and not below and not released:
             raise Refused(
                 Refusal.CORRUPT,
                 f"the segments below LSN {drained_lsn} are missing in {self._folder}: replace this member",
@@ -342,9 +346,10 @@ class Segments:
             first_lsn = self._chain[0].start_lsn if self._chain else 0
         if gone:
             index.release(first_lsn)
+            # One by one: a power cut must not bring an older one back beside the hole that a later one has left.
             for segment in gone:
                 self._files.unlink(segment.path)
-            self._files.sync_folder(self._folder)
+                self._files.sync_folder(self._folder)
         return len(gone)
 
     def total_bytes(self) -> int:

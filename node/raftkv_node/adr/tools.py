@@ -124,7 +124,7 @@ def _verify(folder: Path, adr_path: Path | None, manifest: Manifest, index: LogI
     )
     generation = Generation(manifest.generation, bytes.fromhex(manifest.ring_uuid), bytes.fromhex(manifest.secret))
     segments = Segments(Files(), folder, member)
-    later = segments.load(manifest.drained_lsn, index)
+    later = segments.load(manifest.drained_lsn, index, log_may_begin_there=manifest.mode == Mode.DISK)
     if manifest.state != State.DIRTY:
         return manifest.drained_lsn
     if manifest.mode == Mode.DISK:
