@@ -46,7 +46,7 @@ from raftkv_node.store import errors as etcd
 from raftkv_node.store.errors import StoreError
 from raftkv_node.store.store import ApplyResult
 from simulation_checks import Checks, Violation
-from simulation_member import UNITS_PER_SECOND, MemberNode, SimStore, installed
+from simulation_member import UNITS_PER_SECOND, Clock, MemberNode, SimStore, installed
 from simulation_node import CrashError
 from simulation_storage import ModelLog
 from simulation_world import Faults, Setup, World
@@ -188,7 +188,9 @@ class MemberChecks(Checks):
 
     def store_committed(self, node: MemberNode) -> None:
         """D14: a backend commit never passes what is durable in the member's own log."""
-        index = node.member.store.committed_index
+        index = node.committed_index = node.member.store.committed_index
+        kept = f"{node.id} has committed {index}, its log begins at {node.member.log.first_index}"
+        self.demand("D14_SEGMENTS_KEPT", node.member.log.first_index <= index + 1, kept)
         self.demand("FAILED", node.member.store.failed is None, f"{node.member.store.failed}")
         if index:
             durable = node.log.durable_term(index)
@@ -203,6 +205,10 @@ class MemberChecks(Checks):
         self.demand("D13_SYNCED", bool(flags["sync"] and flags["metasync"]), f"{flags}")
         gap = f"{node.id}: log {log.first_index} to {log.last_index}, applied {store.applied_index}"
         self.demand("D15_NO_GAP", log.first_index - 1 <= store.applied_index <= log.last_index, gap)
+        lost = f"{node.id} had committed {node.committed_index}, now it has applied {store.applied_index}"
+        self.demand("D13_SYNCED", store.applied_index >= node.committed_index, lost)
+        if log.first_index > 1:
+            self.count("recovered without released segments")
         self.state(node)
         self.count(f"recovered by row {node.member.recovered.row}")
         if node.member.recovered.torn_tail_bytes:
@@ -243,6 +249,7 @@ class MemberWorld(World):
         self.replica_class, self.store_class = replica_class, store_class
         self.member_class = node_class
         self.starting: MemberNode
+        self.clock = Clock(self)
         self.calls: dict[int, Call] = {}
         self.floor = 1
         self.last_writes: set[bytes] = set()
@@ -293,6 +300,12 @@ class MemberWorld(World):
 
     def later(self, node: Any, low: int, high: int, action: Callable[..., None], *arguments: Any) -> None:
         self.at(self.rng.randint(low, high), self.act_in, node, node.incarnation, action, arguments)
+
+    def released(self) -> int:
+        """Where members may join nothing is released: without snapshots they need the whole log."""
+        if self.setup.faults.change:
+            return 0
+        return min(self.member(node).committed_index for node in self.nodes.values())
 
     def forgotten(self, node: Any) -> None:
         self.calls = {number: call for number, call in self.calls.items() if call.node != node.id}

@@ -32,6 +32,8 @@ from raftkv_node.config import parse_arguments
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.raft import Config, Configuration, Message, MessageType, Raft, Ready
 from raftkv_node.server import applier as applier_module
+from raftkv_node.server import identity as identities
+from raftkv_node.server import kv as kv_module
 from raftkv_node.server import member as member_module
 from raftkv_node.server import replica as replica_module
 from raftkv_node.server.answers import Answers
@@ -40,6 +42,7 @@ from raftkv_node.server.kv import KeySpace
 from raftkv_node.server.log import Logger
 from raftkv_node.server.member import Member
 from raftkv_node.server.metrics import Metrics
+from raftkv_node.server.node import READ_BUDGET_SECONDS
 from raftkv_node.server.replica import Replica
 from raftkv_node.store import Batch, Store
 from raftkv_node.store.store import ApplyResult
@@ -67,6 +70,7 @@ class Surroundings(Protocol):
     replica_class: type[Replica]
     store_class: type[SimStore]
     starting: MemberNode
+    clock: Clock
     planted: Mapping[Any, Mapping[str, Any]]
     """Production code to be replaced by a bug: class or module, name, bug."""
 
@@ -84,6 +88,9 @@ class Surroundings(Protocol):
 
     def observe(self, node: Any, ready: Ready) -> None:
         """Look at what the core has given, before any of it is worked off."""
+
+    def released(self) -> int:
+        """Entries below this index are in every member's backend, and will be needed by no one."""
 
     def replied(self, node: Any, call_id: int, message: bytes) -> None:
         """A call is answered."""
@@ -270,6 +277,7 @@ class MemberNode:
         self.up = False
         self.incarnation = 0
         self.dies_of_power = False
+        self.committed_index = 0
         self._founding = founding
         self._open: list[Any] = []
         self._flush_due = False
@@ -280,14 +288,15 @@ class MemberNode:
             *(() if self._disk_mode else ("--adr-path", str(folder / "pmem"))),
         ]
         self._config = parse_arguments(arguments, {})
-        self._identity = Identity(
-            disk_uuid=member_id.to_bytes(16, "big"),
-            number=member_id,
-            name=f"n{member_id}",
-            cluster_id=CLUSTER,
-            member_id=member_id,
-            operated=True,
-        )
+
+    def _identity(self) -> Identity:
+        """The identity on the disk; an empty disk is formatted, and issued the member's ids."""
+        found = identities.load_or_format(self._config.data_dir, self.id, self._config.name)
+        if found.issued:
+            return found
+        issued = found.issue(dataclasses.replace(found, cluster_id=CLUSTER, member_id=self.id, operated=True))
+        identities.save(self._config.data_dir, issued)
+        return issued
 
     @property
     def raft(self) -> Raft:
@@ -303,13 +312,14 @@ class MemberNode:
         self.incarnation += 1
         self._flush_due = False
         self.world.starting = self
+        self.files = SimFiles(self.place)
         engine: Any = SimEngine(self)
         answers = Answers(engine)
         workers: Any = SimWorkers(self)
         metrics = Metrics()
         self.member = Member(
             self._config,
-            self._identity,
+            self._identity(),
             self._founding,
             transport=engine,
             answers=answers,
@@ -327,7 +337,7 @@ class MemberNode:
         log, found = adr.Log.open(
             dataclasses.replace(
                 options,
-                files=SimFiles(self.place),
+                files=self.files,
                 environment=Machine(),
                 adr_size_bytes=RING_BYTES if not self._disk_mode else 1 << 20,
                 adr_size_limits_bytes=(1 << 10, 1 << 20),
@@ -380,6 +390,7 @@ class MemberNode:
     def turn(self) -> None:
         """What the node does between two looks at the engine."""
         more = self.member.advance(self.world.seconds())
+        more = self.key_space.serve(self.world.clock() + READ_BUDGET_SECONDS) or more
         self.answers.flush()
         self.member.watches.flush()
         if more:
@@ -410,6 +421,7 @@ class MemberNode:
         """A heartbeat interval has passed; and what the node's threads do beside the turn."""
         self.member.tick(self.world.seconds())
         log, rng = self.member.log, self.rng
+        log.release(self.world.released())
         if isinstance(log, RingLog) and rng.random() < (0.5 if log.pressure() > 0.5 else 0.05):
             log.drain()
             log._release_segments()
@@ -485,7 +497,7 @@ def installed(world: Surroundings) -> Iterator[None]:
     def token_bytes(size: int) -> bytes:
         return world.starting.rng.randbytes(size)
 
-    clock = Clock(world)
+    clock = world.clock
     pieces: dict[Any, dict[str, Any]] = {
         member_module: {
             "Log": SimpleNamespace(open=open_log),
@@ -503,6 +515,8 @@ def installed(world: Surroundings) -> Iterator[None]:
             "COMPACT_EVERY_ENTRIES": COMPACT_EVERY_ENTRIES,
         },
         applier_module: {"monotonic": clock},
+        kv_module: {"monotonic": clock, "READS_PER_SLICE": 1},
+        identities: {"Files": lambda: world.starting.files},
         opening_module: {
             "Ring": lambda path, *rest: SimRing(world.starting.place, path, *rest),
             "secrets": SimpleNamespace(token_bytes=token_bytes),

@@ -79,7 +79,15 @@ def test_the_members_world_is_bad_enough() -> None:
         *("before messages", "after APPEND", "after APPEND_RESPONSE", "after replies", "after flush"),
     }
     assert expected <= died_at, expected - died_at
-    for name in ("states compared", "recovered by row 4", "recovered by row 8", "recovered by row 13", "torn tails"):
+    for name in (
+        "states compared",
+        "recovered by row 4",
+        "recovered by row 8",
+        "recovered by row 13",
+        "torn tails",
+        "recovered without released segments",
+        "ring full",
+    ):
         assert counts.get(name), counts
 
 
