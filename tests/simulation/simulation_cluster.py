@@ -66,8 +66,7 @@ KIND_OF_METHOD = {
 }
 CERTAIN_REFUSALS = {error.message for error in (etcd.LEADER_CHANGED, etcd.NO_LEADER, etcd.TOO_MANY_REQUESTS)}
 """Errors that say that a write is not, and never will be, in the log (M16)."""
-FRAGILE = frozenset(("in ring append", "in ring header", "after write", "after truncate", "after rename"))
-FRAGILE_WEIGHT = 4
+FRAGILE = frozenset(("in ring append", "in ring header", "after records", "after truncate"))
 KEYS = [b"k%d" % number for number in range(8)]
 
 
@@ -292,7 +291,7 @@ class MemberWorld(World):
         """A point where the process may die: most of all where something is half written, and then by a power cut."""
         self.points[point] = self.points.get(point, 0) + 1
         fragile = point in FRAGILE
-        if self.faulty and self.rng.random() < self.setup.faults.crash * (FRAGILE_WEIGHT if fragile else 1):
+        if self.faulty and self.rng.random() < self.setup.faults.crash * (self.setup.faults.fragile if fragile else 1):
             self.note(f"{node.id} dies {point}")
             if fragile and self.rng.random() < self.setup.faults.power:
                 self.member(node).dies_of_power = True
@@ -475,10 +474,17 @@ class MemberWorld(World):
 def storms(rng: random.Random) -> Setup:
     """Processes die and machines lose their power at every corner; the network is good."""
     faults = Faults(
-        lose=0.0, double=0.0, late=0.0, crash=0.012, partition=0.0, change=0.0, sleep=0.05, restart=60,
-        power=0.6, blackout=0.3,
+        lose=0.0, double=0.0, late=0.0, crash=0.008, partition=0.0, change=0.0, sleep=0.05, restart=60,
+        power=0.7, blackout=0.3,
     )  # fmt: skip
-    return Setup(rng.choice((1, 3, 3)), rng.random() < 0.5, faults=faults, clients=6, duration=2000, flush=40)
+    return Setup(
+        rng.choice((1, 3, 3)),
+        rng.random() < 0.5,
+        faults=faults,
+        clients=rng.choice((6, 20)),
+        duration=2000,
+        flush=rng.choice((40, 200)),
+    )
 
 
 def everything(rng: random.Random) -> Setup:
@@ -499,7 +505,13 @@ def everything(rng: random.Random) -> Setup:
     return Setup(3, rng.random() < 0.5, faults=faults, clients=6, duration=2500)
 
 
-SHAPES = (storms, everything)
+def torrents(rng: random.Random) -> Setup:
+    """Slow disks under load, and power cuts in the middle of their writes: torn tails."""
+    faults = replace(storms(rng).faults, crash=0.001, fragile=300.0, power=0.9)
+    return Setup(rng.choice((1, 3)), True, faults=faults, clients=20, duration=1500, flush=200)
+
+
+SHAPES = (storms, everything, torrents)
 
 
 def run_of(seed: int, **classes: Any) -> MemberWorld:

@@ -23,6 +23,7 @@ from typing import Any
 
 from adr_crash import Choice, Disk, Trace, Traced, newest, oldest, ring_image
 from raftkv_node._engine import Ring
+from raftkv_node.adr.segments import SEGMENT_SUFFIX
 from simulation_node import CrashError
 
 BACKEND = "data/backend"
@@ -37,10 +38,28 @@ class SimFiles(Traced):
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._segments: set[int] = set()
         super().__init__(place.folder, place.disk, Trace())
 
     def _done(self, what: str) -> None:
         self._place.reach(f"after {what.split(maxsplit=1)[0]}")
+
+    def _opened(self, fd: int, path: Path) -> int:
+        self._segments.discard(fd)
+        if path.suffix == SEGMENT_SUFFIX:
+            self._segments.add(fd)
+        return fd
+
+    def create(self, path: Path) -> int:
+        return self._opened(super().create(path), path)
+
+    def open(self, path: Path) -> int:
+        return self._opened(super().open(path), path)
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        super().pwrite(fd, data, offset)
+        if fd in self._segments and offset:
+            self._place.reach("after records")
 
 
 class SimRing:

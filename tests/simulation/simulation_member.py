@@ -44,6 +44,7 @@ from raftkv_node.server.member import Member
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.node import READ_BUDGET_SECONDS
 from raftkv_node.server.replica import Replica
+from raftkv_node.server.writes import WriteLimits
 from raftkv_node.store import Batch, Store
 from raftkv_node.store.store import ApplyResult
 from simulation_checks import Violation
@@ -55,6 +56,7 @@ SEGMENT_BYTES = 12 << 10
 WINDOW_ENTRIES = 60
 COMPACT_EVERY_ENTRIES = 20
 MAX_APPEND_BYTES = 1500
+SMALL_LIMITS = WriteLimits(max_batch_requests=10, max_batch_bytes=RING_BYTES // 10)
 UNITS_PER_SECOND = 100
 """The world's units of time in a second: a tick of 100 ms is 10 of them."""
 CLOCK_STEP_SECONDS = 0.0001
@@ -508,6 +510,7 @@ def installed(world: Surroundings) -> Iterator[None]:
             "Peers": lambda *_, **__: SimPeers(world.starting),
             "random": SimpleNamespace(SystemRandom=lambda: world.starting.rng),
             "monotonic": clock,
+            "WriteLimits": lambda **_: SMALL_LIMITS,
         },
         replica_module: {
             "monotonic": clock,

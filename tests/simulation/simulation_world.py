@@ -51,6 +51,8 @@ class Faults:
     """How many deaths of a process are power cuts of its machine (where there is a disk to lose)."""
     blackout: float = 0.0
     """The power of all machines at once."""
+    fragile: float = 8.0
+    """How much likelier a death is where something is half written."""
     restart: int = 600
     fault_every: int = 150
 
