@@ -474,7 +474,7 @@ class MemberWorld(World):
 def storms(rng: random.Random) -> Setup:
     """Processes die and machines lose their power at every corner; the network is good."""
     faults = Faults(
-        lose=0.0, double=0.0, late=0.0, crash=0.008, partition=0.0, change=0.0, sleep=0.05, restart=60,
+        lose=0.0, double=0.0, late=0.0, crash=0.012, partition=0.0, change=0.0, sleep=0.05, restart=60,
         power=0.7, blackout=0.3,
     )  # fmt: skip
     return Setup(
@@ -507,7 +507,7 @@ def everything(rng: random.Random) -> Setup:
 
 def torrents(rng: random.Random) -> Setup:
     """Slow disks under load, and power cuts in the middle of their writes: torn tails."""
-    faults = replace(storms(rng).faults, crash=0.001, fragile=300.0, power=0.9)
+    faults = replace(storms(rng).faults, crash=0.002, fragile=150.0, power=0.9)
     return Setup(rng.choice((1, 3)), True, faults=faults, clients=20, duration=1500, flush=200)
 
 

@@ -57,7 +57,7 @@ def test_the_members_world_is_bad_enough() -> None:
     died_at: set[str] = set()
     counts: dict[str, int] = {}
     totals = dict.fromkeys(("blackouts", "acknowledged", "reads_served", "serializable", "compactions"), 0)
-    for seed in range(40, 55):
+    for seed in range(40, 58):
         world = run(seed)
         died_at |= {line.split(" dies ")[1] for line in world.trace if " dies " in line}
         for name, count in world.checks.counts.items():
