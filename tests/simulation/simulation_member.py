@@ -36,6 +36,7 @@ from raftkv_node.server import identity as identities
 from raftkv_node.server import kv as kv_module
 from raftkv_node.server import member as member_module
 from raftkv_node.server import replica as replica_module
+from raftkv_node.server.ahead import Ahead
 from raftkv_node.server.answers import Answers
 from raftkv_node.server.identity import Identity
 from raftkv_node.server.kv import KeySpace
@@ -51,7 +52,7 @@ from simulation_checks import Violation
 from simulation_disk import Place, SimFiles, SimRing
 
 CLUSTER = 7
-RING_BYTES = 8192 + (32 << 10)
+RING_BYTES = 8192 + (16 << 10)
 SEGMENT_BYTES = 12 << 10
 WINDOW_ENTRIES = 60
 COMPACT_EVERY_ENTRIES = 20
@@ -229,6 +230,8 @@ class SimWorkers:
 
     def __init__(self, node: MemberNode) -> None:
         self._node = node
+        self.done: deque[Callable[[], None]] = deque()
+        """What jobs want to be done in the turn."""
 
     def submit(self, job: Callable[[], None]) -> None:
         self._node.world.later(self._node, 1, 10, self._node.work, job)
@@ -239,8 +242,8 @@ class SimStore(Store):
 
     node: MemberNode
 
-    def apply(self, index: int, term: int, batch: Batch, decoded: Any = None, want_results: bool = True) -> ApplyResult:
-        result = super().apply(index, term, batch, decoded, want_results)
+    def apply(self, index: int, term: int, batch: Batch, *arguments: Any, **options: Any) -> ApplyResult:
+        result = super().apply(index, term, batch, *arguments, **options)
         self.node.world.checks.was_applied(self.node, index, term, batch, result)
         self.node.world.reach(self.node, "after apply")
         return result
@@ -317,7 +320,8 @@ class MemberNode:
         self.files = SimFiles(self.place)
         engine: Any = SimEngine(self)
         answers = Answers(engine)
-        workers: Any = SimWorkers(self)
+        self.workers = SimWorkers(self)
+        workers: Any = self.workers
         metrics = Metrics()
         self.member = Member(
             self._config,
@@ -417,6 +421,8 @@ class MemberNode:
         """A worker's job; old entries that are gone are nobody's failure."""
         with contextlib.suppress(LookupError):
             job()
+        while self.workers.done:
+            self.workers.done.popleft()()
         self.turn()
 
     def tick(self) -> None:
@@ -424,7 +430,7 @@ class MemberNode:
         self.member.tick(self.world.seconds())
         log, rng = self.member.log, self.rng
         log.release(self.world.released())
-        if isinstance(log, RingLog) and rng.random() < (0.5 if log.pressure() > 0.5 else 0.05):
+        if isinstance(log, RingLog) and rng.random() < (0.2 if log.pressure() > 0.5 else 0.05):
             log.drain()
             log._release_segments()
         if rng.random() < 0.1:
@@ -511,6 +517,7 @@ def installed(world: Surroundings) -> Iterator[None]:
             "random": SimpleNamespace(SystemRandom=lambda: world.starting.rng),
             "monotonic": clock,
             "WriteLimits": lambda **_: SMALL_LIMITS,
+            "Ahead": lambda *arguments: Ahead(*arguments, clock=clock),
         },
         replica_module: {
             "monotonic": clock,
