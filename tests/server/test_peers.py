@@ -66,6 +66,9 @@ class Host:
     def refusal(self, given: Hello) -> str | None:
         return None if given.cluster_id == 0xC1 else "another cluster"
 
+    def rejected(self, by: int, reason: str) -> None:
+        pass
+
     def members_frame(self) -> bytes | None:
         return members_frame(0xC1, b"configuration")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +18,11 @@ from raftkv_node.adr import EXIT_DURABILITY, EXIT_MISMATCH, EXIT_PROVEN_LOST, Lo
 from raftkv_node.api.kv import Admitted, within_quota
 from raftkv_node.pb import admin_pb2, admin_pb2_grpc, rpc_pb2, rpc_pb2_grpc
 from raftkv_node.raft import FetchRequest, Raft
-from raftkv_node.server.identity import load_or_format
+from raftkv_node.server.identity import IdentityError, load_or_format
 from raftkv_node.server.lifecycle import EXIT_FAILED
 from raftkv_node.server.log import Logger
 from raftkv_node.server.metrics import Metrics
+from raftkv_node.server.openings import Openings
 from raftkv_node.server.replica import Replica
 from raftkv_node.server.workers import MAX_QUEUED_JOBS, Workers
 from raftkv_node.store import commands
@@ -108,8 +109,10 @@ def test_two_that_wait_on_one_folder_do_not_overwrite_each_others_identity(nodes
     identity = admin_pb2.Identity(cluster_id=0xC1, member_id=0xA1, number=1, peer_url=first.peer_url)
     for member in (first, second):
         member.arguments = ["--operated", "--number", "1"]
-        member.start()
-    wait_until("answers", lambda: all(member.get("/version")[0] == 200 for member in (first, second)))
+    first.start()
+    wait_until("answer", lambda: first.get("/version")[0] == 200)
+    second.start()
+    wait_until("second answer", lambda: second.get("/version")[0] == 200)
     try:
         with channel(first.endpoint) as one, channel(second.endpoint) as two:
             stub = admin_pb2_grpc.AdminStub(one)
@@ -124,6 +127,45 @@ def test_two_that_wait_on_one_folder_do_not_overwrite_each_others_identity(nodes
         assert load_or_format(first.data_dir, 1, "n1").member_id == 0xA1
     finally:
         second.kill()
+
+
+def test_an_older_disk_was_heard_after_its_peer_had_restarted(nodes: list[NodeProcess], tmp_path: Path) -> None:
+    """M5: a volume restored from a snapshot is found out by peers that were restarted meanwhile, too."""
+    first, second, _ = nodes
+    initial = f"n1={first.peer_url},n2={second.peer_url}"
+    for member in (first, second):
+        member.arguments = ["--initial-cluster", initial]
+        member.start()
+    wait_until("healthy members", lambda: first.healthy() and second.healthy())
+    assert second.stop() == 0
+    shutil.copytree(second.data_dir, tmp_path / "snapshot")
+    second.start()
+    wait_until("healthy member", second.healthy)
+    assert second.stop() == 0
+    assert first.stop() == 0
+    shutil.rmtree(second.data_dir)
+    shutil.copytree(tmp_path / "snapshot", second.data_dir)
+    first.start()
+    second.start()
+    assert second.wait() == EXIT_MISMATCH, second.log_text()
+    second.start()  # with a generation that nobody has heard of
+    assert second.wait() == EXIT_MISMATCH, second.log_text()
+    assert "was a volume restored?" in second.log_text()
+
+
+def test_openings_come_back_and_damage_is_refused(tmp_path: Path) -> None:
+    def now(job: Callable[[], None]) -> None:
+        job()
+
+    first = Openings(tmp_path, now, pytest.fail)
+    first.note(0xA1, 7, (1 << 64) - 1)
+    first.note(0xB2, 1, 5)
+    assert Openings(tmp_path, now, pytest.fail).known == {0xA1: (7, (1 << 64) - 1), 0xB2: (1, 5)}
+    data = (tmp_path / "openings").read_bytes()
+    for damaged in (b"", data[:-1], data.replace(b"7", b"8")):
+        (tmp_path / "openings").write_bytes(damaged)
+        with pytest.raises(IdentityError):
+            Openings(tmp_path, now, pytest.fail)
 
 
 def test_a_volume_of_another_number_is_refused(nodes: list[NodeProcess]) -> None:

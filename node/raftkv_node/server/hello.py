@@ -23,6 +23,11 @@ _HEAD = struct.Struct("<4sHHQQQ16sQQH")
 NO_DISK = bytes(16)
 
 
+OLDER_DISK = "shows an older disk"
+RUNS_TWICE = "runs twice on generation"
+"""What a refusal says when the speaker's disk is not the newest that was seen of it (M5)."""
+
+
 class HelloError(ValueError):
     """Bytes that are no hello of this version."""
 
@@ -117,7 +122,7 @@ class Judge:
             return f"member {hello.from_id:x} is bound to another disk"
         generation, nonce = self.openings.get(hello.from_id, (0, 0))
         if hello.generation < generation:
-            return f"member {hello.from_id:x} shows an older disk (generation {hello.generation} after {generation})"
+            return f"member {hello.from_id:x} {OLDER_DISK} (generation {hello.generation} after {generation})"
         if hello.generation == generation and nonce not in (0, hello.nonce):
-            return f"member {hello.from_id:x} runs twice on generation {generation}"
+            return f"member {hello.from_id:x} {RUNS_TWICE} {generation}"
         return None

@@ -26,6 +26,9 @@ from raftkv_node.adr.files import Files, replace_file
 
 FILE_NAME = "identity"
 FILE_VERSION = 1
+DISOWNED = (
+    "this member's disk is older than one that it has shown, or a copy: was a volume restored? Replace the member"
+)
 _HEAD = re.compile(rb"raftkv-identity (\d+) ([0-9a-f]{8})\n")
 
 
@@ -75,6 +78,8 @@ class Identity:
     """By hand: the disk uuids that other members have shown (M6). The node votes once it has all founders'."""
     begun: bool = False
     """The member's log was opened once. A disk that has only this file left has lost a log: it never starts empty."""
+    disowned: bool = False
+    """A member has said that this disk is older than one that it had seen (M5): a person must look (D10)."""
     retired: bool = False
     """The operator has ordered the wipe of ring and disk; it may have been interrupted (M10)."""
 
@@ -94,7 +99,7 @@ class Identity:
             raise IdentityError("this node is being wiped")
         if not self.issued:
             return replace(wanted, bindings=self.bindings)
-        same = replace(wanted, peers=self.peers, bindings=self.bindings, begun=self.begun)
+        same = replace(wanted, peers=self.peers, bindings=self.bindings, begun=self.begun, disowned=self.disowned)
         if same != self:
             raise IdentityError(
                 f"this node already is member {self.member_id:x} of cluster {self.cluster_id:x}"
@@ -118,6 +123,7 @@ class Identity:
                 "peers": [[f"{one.member_id:016x}", one.peer_url, one.disk_uuid.hex()] for one in self.peers],
                 "bindings": {f"{member:016x}": disk.hex() for member, disk in sorted(self.bindings.items())},
                 "begun": self.begun,
+                "disowned": self.disowned,
                 "retired": self.retired,
             },
             indent=1,
@@ -158,6 +164,7 @@ class Identity:
                 {int(member, 16): bytes.fromhex(disk) for member, disk in fields["bindings"].items()}
             ),
             begun=bool(fields.get("begun", False)),
+            disowned=bool(fields.get("disowned", False)),
             retired=bool(fields["retired"]),
         )
 

@@ -31,7 +31,7 @@ from raftkv_node.adr.ringfile import ring_folder
 from raftkv_node.api.methods import registrations
 from raftkv_node.config import EXIT_USAGE, ConfigError, NodeConfig, flags_help, parse_arguments
 from raftkv_node.raft import Configuration, InvariantViolation, LostLogError
-from raftkv_node.server.identity import FILE_NAME, Identity, IdentityError, load_or_format, save
+from raftkv_node.server.identity import DISOWNED, FILE_NAME, Identity, IdentityError, load_or_format, save
 from raftkv_node.server.log import Logger
 from raftkv_node.server.member import Failure
 from raftkv_node.server.members import founders
@@ -100,7 +100,8 @@ def _start(config: NodeConfig, logger: Logger) -> Node | None:
     if identity.retired:
         wipe(config, identity)
         return None
-    found = identity
+    if identity.disowned:
+        raise StartError(DISOWNED, EXIT_MISMATCH)
     identity, founding = _identity(config, identity)
     engine = _engine.Engine(
         max_message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
@@ -109,9 +110,12 @@ def _start(config: NodeConfig, logger: Logger) -> Node | None:
     )
     engine.register_methods(registrations())
     _listen(config, engine)
-    node = Node(config, identity, founding, engine, logger)
-    if identity != found:
-        _save_derived(config, identity)
+    try:
+        # The member saves a derived identity once its log is open, and before anybody hears of it: a start that is
+        # refused binds to no flags.
+        node = Node(config, identity, founding, engine, logger)
+    except OSError as error:
+        raise StartError(f"the identity in {config.data_dir} cannot be written: {error.strerror}") from None
     engine.start()
     logger.info(
         "serving",
@@ -159,14 +163,6 @@ def _identity(config: NodeConfig, identity: Identity) -> tuple[Identity, Configu
         founding=derived.configuration.encode(),
     )
     return issued, derived.configuration
-
-
-def _save_derived(config: NodeConfig, identity: Identity) -> None:
-    """Once the log is open under it, and before anybody hears of it: a start that is refused binds to no flags."""
-    try:
-        save(config.data_dir, identity)
-    except OSError as error:
-        raise StartError(f"the identity in {config.data_dir} cannot be written: {error.strerror}") from None
 
 
 def _listen(config: NodeConfig, engine: _engine.Engine) -> None:
@@ -233,8 +229,8 @@ def _run(node: Node, logger: Logger) -> int:
     except LogFailed as error:
         logger.error("cannot go on", reason=str(error))
         return _crash(EXIT_FAILED)
-    except LogError as error:  # the log of an identity that was issued to the running node
-        logger.error("the log cannot be opened", reason=str(error))
+    except LogError as error:  # the log of an identity that was issued to the running node, or a disk that is disowned
+        logger.error("this member must not take part", reason=str(error))
         return _crash(error.exit_code)
     except (InvariantViolation, Failure, StoreError) as error:
         logger.error("cannot go on", reason=str(error))

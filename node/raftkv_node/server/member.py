@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from raftkv_node.adr import Identity as LogIdentity
-from raftkv_node.adr import Level, Log, LogOptions, Recovered
+from raftkv_node.adr import Level, Log, LogOptions, Recovered, Refusal, Refused
 from raftkv_node.config import NodeConfig
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.raft import (
@@ -29,16 +29,18 @@ from raftkv_node.raft import (
     SoftState,
 )
 from raftkv_node.server import identity as identities
+from raftkv_node.server import openings
 from raftkv_node.server.ahead import Ahead
 from raftkv_node.server.answers import Answers
 from raftkv_node.server.applier import Applier
 from raftkv_node.server.changes import Changes, refusal
-from raftkv_node.server.hello import Hello, HelloKind, Judge
+from raftkv_node.server.hello import OLDER_DISK, RUNS_TWICE, Hello, HelloKind, Judge
 from raftkv_node.server.identity import Identity
 from raftkv_node.server.log import Logger
 from raftkv_node.server.log import member as shown
 from raftkv_node.server.members import bindings, peer_urls, role_settings, settings
 from raftkv_node.server.metrics import Metrics
+from raftkv_node.server.openings import Openings
 from raftkv_node.server.peers import Peers, PeerTls, Transport, members_frame
 from raftkv_node.server.reads import Reads
 from raftkv_node.server.replica import PRESSURE_FULL, PRESSURE_SHRINK, Replica, initial_state, raft_config
@@ -88,7 +90,9 @@ class Member:
         self._answers = answers
         self._logger = logger
         self._founders = frozenset(founding.members) - {identity.member_id} if not identity.operated else frozenset()
-        self._openings: dict[int, tuple[int, int]] = {}
+        self._openings = Openings(
+            config.data_dir, workers.submit, lambda why: logger.warn("openings of members are not kept", reason=why)
+        )
         self._bindings: Mapping[int, bytes] = MappingProxyType({})
         self._publish_at = 0.0
         self._own_attributes = rpc_pb2.Member(
@@ -216,11 +220,11 @@ class Member:
             self.identity.member_id,
             self.raft.committed_configuration[1].removed,
             self._bindings,
-            self._openings,
+            self._openings.known,
         )
         reason = judge.refusal(hello)
         if reason is None:
-            self._openings[hello.from_id] = (hello.generation, hello.nonce)
+            self._openings.note(hello.from_id, hello.generation, hello.nonce)
             if not self.identity.operated and hello.from_id not in self._bindings:
                 self._bind(hello)
         return reason
@@ -237,6 +241,12 @@ class Member:
         self._bindings = MappingProxyType({**self._bindings, hello.from_id: hello.disk_uuid})
         if waiting and self.may_vote:
             self._logger.info("all founders have shown their disks", members=len(self._founders) + 1)
+
+    def rejected(self, by: int, reason: str) -> None:
+        """M5: whoever has an older disk than one that it has shown ends for good. Raises :class:`Refused` for it."""
+        if OLDER_DISK in reason or RUNS_TWICE in reason:
+            self._keep(replace(self.identity, disowned=True))
+            raise Refused(Refusal.MISMATCH, f"{identities.DISOWNED} (member {by:x} says: {reason})")
 
     def members_frame(self) -> bytes | None:
         """Cluster id and configuration for a node that asks for its own id."""
@@ -467,6 +477,6 @@ def log_options(config: NodeConfig, identity: Identity) -> LogOptions:
         drain_dir=config.adr_drain_dir,
         drain_interval_seconds=config.adr_drain_interval,
         minimum_durability=Level(config.minimum_durability),
-        identity_files=frozenset({identities.FILE_NAME, f"{identities.FILE_NAME}.tmp"}),
+        identity_files=frozenset({identities.FILE_NAME, openings.FILE_NAME}),
         begun=identity.begun,
     )

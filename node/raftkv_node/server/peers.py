@@ -116,6 +116,9 @@ class Introduction(Protocol):
     def refusal(self, hello: Hello) -> str | None:
         """Why the speaker is not heard, or None; an accepted hello is remembered."""
 
+    def rejected(self, by: int, reason: str) -> None:
+        """A member does not hear this node."""
+
     def members_frame(self) -> bytes | None:
         """Cluster id and configuration for a node that asks for its own id; None: not known yet."""
 
@@ -258,6 +261,7 @@ class Peers:
                 if reason != link.last_refusal:
                     link.last_refusal = reason
                     self._log.warn("peer refuses this member", peer=member(link.member_id), reason=reason)
+                    self._introduction.rejected(link.member_id, reason)
 
     def _introduced(self, connection: int, data: bytes, address: str) -> None:
         try:
