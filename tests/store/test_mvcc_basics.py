@@ -273,7 +273,7 @@ def test_d15_a_failed_commit_is_latched(driver: Driver, monkeypatch: pytest.Monk
     assert not driver.store.backend.commit_now()
     monkeypatch.undo()
     assert not driver.store.backend.commit_now(), "not retried"
-    assert len(calls) == 1 and isinstance(driver.store.failed, lmdb.Error)
+    assert len(calls) == 1 and "Input/output error" in str(driver.store.failed)
     with pytest.raises(StoreError, match="store has failed"):
         driver.put(b"b")
 
