@@ -22,6 +22,9 @@ from urllib.parse import urlsplit
 EXIT_USAGE = 64
 """Exit code of a command line, environment or configuration that cannot be used (sysexits' EX_USAGE)."""
 
+HOST_MAX_CHARACTERS = 253
+"""Longest host of a URL, as of a name in DNS: URLs of members are part of every configuration."""
+
 _SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LEVELS = ("power", "kernel", "process")
@@ -96,6 +99,8 @@ def parse_url(text: str) -> Address:
         raise ValueError(f"{text!r} is not a URL such as http://127.0.0.1:2379") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or port is None or parts.path not in ("", "/"):
         raise ValueError(f"{text!r} is not a URL such as http://127.0.0.1:2379")
+    if len(parts.hostname) > HOST_MAX_CHARACTERS:
+        raise ValueError(f"the host of {text[:40]!r}... is longer than {HOST_MAX_CHARACTERS} characters")
     return Address(parts.scheme, parts.hostname, port)
 
 

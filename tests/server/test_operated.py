@@ -182,6 +182,11 @@ def test_an_identity_is_issued_once(cluster: Cluster) -> None:
         put(node, b"k", b"v")
     assert closed.value.code() == grpc.StatusCode.UNAVAILABLE
     assert node.describe().phase == admin_pb2.PHASE_LATCHED
+    unreachable = other.identity()
+    unreachable.peer_url = "nonsense"
+    with pytest.raises(grpc.RpcError) as refused:
+        node.call("AddMember", admin_pb2.AddMemberRequest(identity=unreachable))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_three_members_form_open_shrink_and_one_is_retired(cluster: Cluster) -> None:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 
 from raftkv_node.adr import Log
 from raftkv_node.api.methods import Method
-from raftkv_node.config import NodeConfig
+from raftkv_node.config import NodeConfig, parse_url
 from raftkv_node.pb import admin_pb2
 from raftkv_node.raft import Configuration, ConfigurationChange
 from raftkv_node.server import versions
@@ -211,7 +211,7 @@ class AdminService:
 
     def _add_member(self, call: Call, request: admin_pb2.AddMemberRequest, now: float) -> None:
         identity = request.identity
-        if not identity.member_id or not identity.peer_url or len(identity.disk_uuid) != 16:
+        if not identity.member_id or not _is_url(identity.peer_url) or len(identity.disk_uuid) != 16:
             call.error(EtcdError(INVALID_ARGUMENT, "raftkv: a member needs an id, a disk uuid and a peer URL"))
             return
         member = self._leading(call)
@@ -282,6 +282,14 @@ class AdminService:
         index, committed = member.raft.committed_configuration
         own = self._host.identity.member_id
         return own in committed.removed or configuration_index > index
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parse_url(text)
+    except ValueError:
+        return False
+    return True
 
 
 def own_role(member: Member) -> admin_pb2.Role:

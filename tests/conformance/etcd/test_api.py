@@ -177,7 +177,7 @@ def test_members_leaders_and_alarms(connection: grpc.Channel) -> None:
     assert refused(lambda: members.MemberRemove(rpc_pb2.MemberRemoveRequest(ID=own), timeout=10)) == (
         Code.FAILED_PRECONDITION, "etcdserver: re-configuration failed due to not enough started members",
     )  # fmt: skip
-    for urls in ([], ["no url"], ["http://a:1", "http://a:1"]):
+    for urls in ([], ["no url"], ["http://a:1", "http://a:1"], [f"http://{'h' * 254}:1"]):
         request = rpc_pb2.MemberAddRequest(peerURLs=urls, isLearner=True)
         assert refused(lambda request=request: members.MemberAdd(request, timeout=10)) == (  # type: ignore[misc]
             Code.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid",
