@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
 from raftkv_node.api.http import (
     HealthQuery,
     HttpReply,
@@ -23,6 +26,7 @@ from raftkv_node.api.http import (
 )
 from raftkv_node.server.log import Logger
 from raftkv_node.server.metrics import Histogram
+from raftkv_node.server.probes import METRICS_TRIES, render_metrics
 from raftkv_node.server.resolver import make_resolver, parse_hosts
 
 
@@ -102,6 +106,30 @@ def test_http_answers_are_etcds() -> None:
     assert json.loads(render_version("3.6.5", "3.6.0").body) == {
         "etcdserver": "3.6.5", "etcdcluster": "3.6.0", "storage": "3.6.0",
     }  # fmt: skip
+
+
+class Changing:
+    """Figures that the turn changes while they are read, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def collect(self) -> Iterator[Metric]:
+        figures = {1: 1.0, 2: 2.0}
+        for one, value in figures.items():
+            if self.times:
+                self.times -= 1
+                figures[3] = 3.0
+            yield GaugeMetricFamily(f"figure_{one}", "text", value)
+
+
+@pytest.mark.parametrize(("times", "status"), [(0, 200), (METRICS_TRIES - 1, 200), (METRICS_TRIES, 500)])
+def test_figures_that_change_while_they_are_read_end_nothing(times: int, status: int) -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Changing(times))
+    reply = render_metrics(registry)
+    assert reply.status == status
+    assert (b"figure_2 2.0" in reply.body) == (status == 200)
 
 
 def test_a_histogram_counts_with_weights_and_puts_a_bound_into_its_bucket() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from queue import Full
 from typing import TYPE_CHECKING
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from raftkv_node.api.http import (
     HealthQuery,
@@ -26,6 +26,22 @@ if TYPE_CHECKING:
     from raftkv_node.server.node import Node
 
 BUSY = HttpReply(503, "text/plain; charset=utf-8", b"too many requests\n")
+
+
+METRICS_TRIES = 5
+"""How often the figures are read anew when the turn changed them in the middle of it."""
+
+
+def render_metrics(registry: CollectorRegistry) -> HttpReply:
+    """The text of all figures. They are read beside the turn: a dictionary that grew meanwhile is read again, and no
+    scrape ever ends the node."""
+    reason = ""
+    for _ in range(METRICS_TRIES):
+        try:
+            return HttpReply(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+        except RuntimeError as error:
+            reason = str(error)
+    return HttpReply(500, "text/plain; charset=utf-8", f"the figures cannot be read: {reason}\n".encode())
 
 
 class Probes:
@@ -57,8 +73,8 @@ class Probes:
         node = self._node
 
         def job() -> None:
-            body = generate_latest(node.registry)
-            node.engine.http_reply(call_id, 200, CONTENT_TYPE_LATEST, body, ())
+            reply = render_metrics(node.registry)
+            node.engine.http_reply(call_id, reply.status, reply.content_type, reply.body, reply.headers)
 
         try:
             node.workers.submit(job)
