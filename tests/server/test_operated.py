@@ -195,6 +195,16 @@ def test_three_members_form_open_shrink_and_one_is_retired(cluster: Cluster) -> 
     for node in cluster.nodes:
         wait_until(f"ready {node.name}", lambda node=node: node.get("/readyz")[0] == 200)  # type: ignore[misc]
     put(cluster.nodes[1], b"k", b"v")
+    with channel(cluster.nodes[0].endpoint) as connection:
+        members = rpc_pb2_grpc.ClusterStub(connection)
+        for by_hand in (
+            lambda: members.MemberAdd(rpc_pb2.MemberAddRequest(peerURLs=["http://x:1"], isLearner=True), timeout=10),
+            lambda: members.MemberRemove(rpc_pb2.MemberRemoveRequest(ID=0xA0), timeout=10),
+        ):
+            with pytest.raises(grpc.RpcError) as owned:
+                by_hand()
+            assert owned.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+            assert "spec.replicas" in owned.value.details()
     configuration = cluster.configuration()
     leader = next(node for node in cluster.nodes if 0xA0 + node.number == configuration.leader_id)
     with pytest.raises(grpc.RpcError) as stale:

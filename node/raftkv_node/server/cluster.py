@@ -28,6 +28,7 @@ from raftkv_node.server.workers import Workers
 from raftkv_node.store.errors import (
     BAD_LEADER_TRANSFEREE,
     BAD_MEMBER_URLS,
+    FAILED_PRECONDITION,
     LEARNER_NOT_READY,
     MALFORMED_REQUEST,
     MEMBER_EXISTS,
@@ -45,6 +46,11 @@ from raftkv_node.store.errors import (
 )
 
 ALARM_UNSUPPORTED = EtcdError(UNIMPLEMENTED, "etcdserver: alarms cannot be raised by hand")
+OPERATED = EtcdError(
+    FAILED_PRECONDITION,
+    "raftkv: the operator adds and removes this cluster's members: change spec.replicas of its RaftKVCluster",
+)
+"""M7: one owner per kind of change. A member that the operator did not issue has no disk, no pod and no number."""
 
 
 @dataclass(slots=True)
@@ -173,6 +179,9 @@ class ClusterService:
         self._member.changes.propose(change, self._member.raft.configuration_index, now, done)
 
     def _member_add(self, call: Call, request: rpc_pb2.MemberAddRequest, now: float) -> None:
+        if self._config.operated:
+            call.error(OPERATED)
+            return
         try:
             urls = sorted(parse_url(url).url for url in request.peerURLs)
         except ValueError:
@@ -207,6 +216,9 @@ class ClusterService:
         return started == len(voters) == 1 or started >= (len(voters) + 1) // 2 + 1
 
     def _member_remove(self, call: Call, request: rpc_pb2.MemberRemoveRequest, now: float) -> None:
+        if self._config.operated:
+            call.error(OPERATED)
+            return
         configuration = self._member.configuration
         if request.ID not in configuration.members:
             call.error(MEMBER_NOT_FOUND)

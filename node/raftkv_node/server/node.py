@@ -6,7 +6,9 @@ the rest. Calls are sorted by what they need: the key space in groups, watches a
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -34,6 +36,7 @@ from raftkv_node.server.metrics import Collector, MethodName, Metrics
 from raftkv_node.server.probes import Probes
 from raftkv_node.server.workers import Workers
 from raftkv_node.store.errors import (
+    INTERNAL,
     MALFORMED_REQUEST,
     NO_LEADER,
     NOT_SUPPORTED_FOR_LEARNER,
@@ -53,6 +56,20 @@ NOT_OPEN = EtcdError(UNAVAILABLE, "raftkv: the cluster is not open to clients ye
 NOT_STARTED = EtcdError(UNAVAILABLE, "raftkv: this node has no identity yet")
 WAS_REMOVED = EtcdError(UNAVAILABLE, "raftkv: this member was removed from the cluster")
 
+INTERNAL_FAULT = EtcdError(INTERNAL, "raftkv: this request met an error in the node; its log has more")
+REQUEST_FAULTS = (ArithmeticError, AttributeError, DecodeError, LookupError, TypeError, ValueError)
+"""What a mistake in the handling of one request raises. Before a write is proposed such a mistake concerns its caller
+alone, and must not end the node: the client would try it on every other member, too. What tells of a broken invariant,
+log or store is none of these, and does end it."""
+_CLIENT_EVENTS = frozenset(
+    {
+        _engine.EV_HTTP,
+        _engine.EV_STREAM_OPEN,
+        _engine.EV_STREAM_MESSAGE,
+        _engine.EV_STREAM_HALF_CLOSE,
+        _engine.EV_STREAM_DRAINED,
+    }
+)
 KEY_SPACE = frozenset({Method.RANGE, Method.PUT, Method.DELETE_RANGE, Method.TXN, Method.COMPACT})
 _HEALTH_WATCHES = 10_000
 """Open health streams; one more is refused."""
@@ -184,9 +201,21 @@ class Node:
             counters = self.metrics.method(method)
             counters.started += len(call_ids)
             counters.received += len(call_ids)
-            self._unary(method, call_ids, messages, metadata, now)
+            try:
+                self._unary(method, call_ids, messages, metadata, now)
+            except REQUEST_FAULTS as error:
+                if method in ADMIN_METHODS:
+                    raise  # these change what the node is: half done they must not be left
+                self._fault(error, method)
+                self._refuse(method, call_ids, INTERNAL_FAULT)
         for event in batch.events:
-            self._event(event, now)
+            try:
+                self._event(event, now)
+            except REQUEST_FAULTS as error:
+                if event[0] not in _CLIENT_EVENTS:
+                    raise
+                self._fault(error, event[0])
+                self._end_faulty(event)
         if self._cancelled and self.member is not None:
             self.member.writes.cancel(self._cancelled)
         self._cancelled.clear()
@@ -195,6 +224,21 @@ class Node:
                 self.member.receive(batch.peer, now)
             elif self._discovery is not None:
                 self._discovered(self._discovery, self._discovery.receive(batch.peer))
+
+    def _fault(self, error: Exception, number: int) -> None:
+        """A request has met a fault of ours: say where. Its caller gets INTERNAL, and everybody else is served on."""
+        frames = traceback.extract_tb(error.__traceback__)[-4:]
+        where = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+        self.logger.error("a request could not be handled", error=repr(error), kind=number, where=where)
+
+    def _end_faulty(self, event: tuple[Any, ...]) -> None:
+        """End the stream or HTTP request of an event that could not be handled."""
+        if event[0] == _engine.EV_HTTP:
+            self.engine.http_reply(event[1], 500, "text/plain", b"internal error\n")
+            return
+        if self.member is not None:
+            self.member.watches.closed(event[1])
+        self.engine.stream_close(event[1], INTERNAL_FAULT.grpc_code, INTERNAL_FAULT.message)
 
     def _discovered(self, discovery: Discovery, identity: Identity | None) -> None:
         if identity is not None:
