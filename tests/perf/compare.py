@@ -4,7 +4,7 @@ The load is the one that hurts honestly: distinct keys, uniform over what exists
 Every figure is a ratio of medians within this run; absolute figures stand beside it for orientation only. What an
 acknowledged write survives is named for each column, since only equals may be compared.
 
-    make bench                       the comparison that the README quotes
+    make bench                       the comparison that docs/performance.md quotes
     python tests/perf/compare.py -h  all options
 """
 
