@@ -9,12 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "deploy" / "samples" / "three-nodes.yaml"
@@ -56,6 +59,13 @@ class Kubectl:
         """``kubectl get -o json``."""
         answer: dict[str, Any] = json.loads(self.run("get", *arguments, "-o", "json"))
         return answer
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """``kubectl apply`` of objects."""
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump_all(objects, file)
+            file.flush()
+            self.run("apply", "-f", file.name)
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
         """The pods of a label selector."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -29,15 +28,6 @@ def _resource(**changes: Any) -> dict[str, Any]:
     return resource
 
 
-def _apply(kubectl: Kubectl, resource: dict[str, Any]) -> None:
-    import tempfile
-
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(resource, file)
-        file.flush()
-        kubectl.run("apply", "-f", file.name)
-
-
 @pytest.fixture
 def clean(kubectl: Kubectl) -> Iterator[Kubectl]:
     yield kubectl
@@ -56,14 +46,14 @@ def clean(kubectl: Kubectl) -> Iterator[Kubectl]:
 )
 def test_refused_by_the_api_server(clean: Kubectl, changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ScenarioError) as refused:
-        _apply(clean, _resource(**changes))
+        clean.apply(_resource(**changes))
     for word in words:
         assert word in str(refused.value)
     assert not clean.run("get", "rkv", _NAME, "--ignore-not-found", "-o", "name")
 
 
 def test_power_without_persistent_memory_is_a_condition_that_says_so(clean: Kubectl) -> None:
-    _apply(clean, _resource(logBuffer__minimumDurability="power", replicas=1))
+    clean.apply(_resource(logBuffer__minimumDurability="power", replicas=1))
 
     def condition() -> dict[str, str]:
         conditions = clean.get("rkv", _NAME)["status"]["conditions"]

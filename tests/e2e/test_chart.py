@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,13 +21,6 @@ _SPACE = "raftkv-system"
 _RELEASE = "raftkv"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
-
-
-def _apply(kubectl: Kubectl, objects: list[dict[str, Any]]) -> None:
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump_all(objects, file)
-        file.flush()
-        kubectl.run("apply", "-f", file.name)
 
 
 def _release(revision: int, **values: Any) -> Release:
@@ -92,16 +84,16 @@ def test_install_use_upgrade_uninstall(bare: Kubectl) -> None:
 
     first = _release(1)
     assert "kubectl" in first.notes
-    _apply(system, first.objects)
+    system.apply(*first.objects)
     bare.run("wait", "--for=condition=Established", "crd/raftkvclusters.raftkv.dev", "--timeout=30s")
     system.run("rollout", "status", f"deployment/{_RELEASE}", "--timeout=120s")
     resource = yaml.safe_load(SAMPLE.read_text())
     resource["spec"]["replicas"] = 1
-    _apply(bare, [resource])
+    bare.apply(resource)
     wait_until("one ready member", lambda: settled(bare, 1), START_SECONDS)
     before = pods()
 
-    _apply(system, _release(2, logLevel="debug", podAnnotations={"upgraded": "yes"}).objects)
+    system.apply(*_release(2, logLevel="debug", podAnnotations={"upgraded": "yes"}).objects)
     system.run("rollout", "status", f"deployment/{_RELEASE}", "--timeout=120s")
     wait_until("another operator pod", lambda: len(pods()) == 1 and not pods() & before, 60)
     assert settled(bare, 1), "an upgrade of the operator touches no cluster"

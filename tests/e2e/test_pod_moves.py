@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc
 import pytest
-import yaml
 from kube import Kubectl, processes, wait_until
 from raftkv_node.pb import rpc_pb2, rpc_pb2_grpc
 
@@ -90,16 +89,8 @@ class _Mover:
         nodes = kubectl.get("nodes")["items"]
         self.nodes = sorted(n["metadata"]["labels"]["kubernetes.io/hostname"] for n in nodes)
 
-    def apply(self, *objects: dict[str, Any]) -> None:
-        import tempfile
-
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            yaml.safe_dump_all(objects, file)
-            file.flush()
-            self._kubectl.run("apply", "-f", file.name)
-
     def start_on(self, node: str) -> None:
-        self.apply(_pod(node))
+        self._kubectl.apply(_pod(node))
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = self._kubectl.get("pod", _POD)["status"]
@@ -159,7 +150,7 @@ class _Mover:
 def mover(kubectl: Kubectl) -> Iterator[_Mover]:
     """A member on the first node, with one key."""
     it = _Mover(kubectl)
-    it.apply(_claim())
+    kubectl.apply(_claim())
     it.start_on(it.nodes[0])
     it.wait_serving()
     it.put("first", "1")
