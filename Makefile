@@ -6,15 +6,38 @@
 #   make lint    format, lint, types, import contracts, clippy
 #   make conformance-k8s RECORDING=DIR
 #                the playground's API against a recording of a real Kubernetes
-#   make bench   the engine against grpcio, five members against five of etcd
+#   make crash-states
+#                every state that a power cut may leave of ring and disk, recovered and checked; CRASH_SECONDS=240
+#   make test-dax [CUTS=N] [PLANT=NAME] [SEED=N]
+#                power cuts in a virtual machine with a DAX file system (docs/real-dax.md)
+#   make chaos [CHAOS_SECONDS=N] [CHAOS_SEED=N]
+#                real members under load, killed, stopped, cut off, with bad disks, lost rings and wrong clocks (docs/chaos.md)
+#   make fuzz    every parser under a fuzzer, and a live engine under hostile clients; SECONDS_EACH=20
+#   make bench [ROWS=NAME,...]
+#                RaftKV against etcd, row by row, with a verdict on each (tests/perf/bars.py --list); about ten minutes
+#   make bench-plots
+#                curves over the number of clients, as SVG, into docs/images
+#   make bench-operator [CLUSTERS=200] [MEMBERS=3] [REST=125] [STARTS=5]
+#                what the operator itself costs with so many clusters, and from kubectl apply to Available
+#   make bench-engine
+#                the engine alone against grpcio
 SHELL := /bin/bash
-PYTHON ?= python3
+# The distribution's interpreter first: it is what the image has, and built with profile-guided optimisation, which one that
+# was compiled on the spot often is not; then every turn takes a third longer.
+# (One that can make no virtual environments has no ensurepip.)
+PYTHON ?= $(firstword $(patsubst /usr/lib/%/ensurepip,/usr/bin/%,$(wildcard $(foreach minor,13 12 11,/usr/lib/python3.$(minor)/ensurepip))) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find node/native -name '*.rs' -not -path '*/target/*' 2>/dev/null) node/native/Cargo.toml node/native/Cargo.lock
+CRASH_SECONDS ?= 240
+SECONDS_EACH ?= 20
+CRASH_SEED ?= 0
+CUTS ?= 20
+CHAOS_SECONDS ?= 720
+CRASH_STATES ?= 512
 CRATES := node/native $(dir $(wildcard tests/*/*/Cargo.toml))
 
-.PHONY: venv test lint format up demo conformance-k8s bench packages clean protocol
+.PHONY: venv test lint format up demo conformance-k8s crash-states fuzz chaos test-dax soak bench bench-plots bench-engine bench-operator packages clean protocol
 
 venv: $(VENV)/.built
 
@@ -30,6 +53,7 @@ $(VENV)/.built: $(VENV)/.deps pyproject.toml $(NATIVE)
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	cargo test --quiet --locked --no-default-features --manifest-path node/native/Cargo.toml
+	cargo test --quiet --locked --release --manifest-path tests/tools/slowfs/Cargo.toml
 
 lint: venv
 	$(BIN)/ruff format --check .
@@ -49,6 +73,12 @@ format: venv
 up: venv
 	$(BIN)/raftkv playground up --sample deploy/samples/three-nodes.yaml
 
+# Whole clusters from seeds: SEEDS=N or A:B, or SOAK_SECONDS=; INTO=FILE adds figures up (of
+# other commits or of the same seeds only with MIX=1); GOAL=1000: fail below; REPLAY='...' shows a failure.
+soak: venv
+	PYTHONPATH=tests/adr:tests/store:tests/histories $(BIN)/python tests/simulation/soak.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SOAK_SECONDS),--seconds $(SOAK_SECONDS)) \
+	  $(if $(INTO),--into $(INTO)) $(if $(MIX),--mix) $(if $(GOAL),--goal $(GOAL)) $(if $(REPLAY),--replay '$(REPLAY)')
+
 demo: venv
 	$(BIN)/python tests/e2e/demo.py
 
@@ -57,13 +87,41 @@ conformance-k8s: venv
 	@if [ -z "$(RECORDING)" ]; then echo "conformance-k8s: skipped, no RECORDING=DIR given"; \
 	else $(BIN)/python tests/conformance/kubernetes/recorded_replay.py "$(RECORDING)"; fi
 
-bench: venv
-	$(BIN)/python tests/perf/engine_bench.py
-	$(BIN)/python tests/perf/compare.py
+# Its bounds and seeds: tests/adr/crash_table.py.
+crash-states: venv
+	CRASH_SECONDS=$(CRASH_SECONDS) CRASH_SEED=$(CRASH_SEED) CRASH_STATES=$(CRASH_STATES) CRASH_ONLY="$(CRASH_ONLY)" $(BIN)/python tests/adr/crash_table.py
 
-# Debian's packages that the tests drive: etcdctl, h2load, Prometheus, Helm's template libraries, kubectl where there is none.
-PACKAGES := debootstrap etcd-client golang-github-ghodss-yaml-dev golang-github-masterminds-sprig-dev golang-go \
-  libpython3-dev nghttp2-client
+fuzz: venv
+	SECONDS_EACH=$(SECONDS_EACH) FUZZ_ONLY="$(FUZZ_ONLY)" $(BIN)/python tests/fuzz/fuzz_table.py
+
+# Real members under overlapping faults, their clients' histories checked. With PLANT=NAME, 0 means that it was found.
+chaos: venv
+	$(BIN)/python tests/chaos/chaos_run.py --seconds $(CHAOS_SECONDS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED)) $(if $(PLANT),--plant $(PLANT))
+
+# Power cuts on a real DAX file system. Exit code 77 says that this machine cannot run it, and why.
+test-dax: venv
+	$(BIN)/python -m compileall -q node/raftkv_node
+	$(BIN)/python tests/dax/dax_cuts.py --cuts $(CUTS) $(if $(PLANT),--plant $(PLANT)) $(if $(SEED),--seed $(SEED)) \
+	  || { code=$$?; [ $$code -eq 77 ] || exit $$code; }
+
+bench: venv
+	$(BIN)/python tests/perf/bars.py $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-plots: venv
+	$(BIN)/python tests/perf/plots.py $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-operator: venv
+	$(BIN)/python tests/perf/operator_cost.py $(if $(CLUSTERS),--clusters $(CLUSTERS)) $(if $(MEMBERS),--members $(MEMBERS)) \
+	  $(if $(REST),--rest $(REST)) $(if $(STARTS),--starts $(STARTS))
+
+bench-engine: venv
+	$(BIN)/python tests/perf/engine_bench.py
+
+# Debian's packages that the tests drive: etcdctl, h2load, Prometheus, Helm's template libraries, QEMU and what a virtual
+# machine with persistent memory needs, kubectl where there is none.
+PACKAGES := busybox-static debootstrap e2fsprogs etcd-client fuse3 golang-github-ghodss-yaml-dev \
+  golang-github-masterminds-sprig-dev golang-go libpython3-dev ndctl nghttp2-client python3-dev python3-venv \
+  qemu-system-x86
 packages:
 	command -v apt-get >/dev/null || { echo "no apt-get here: install $(PACKAGES) and kubectl by hand"; exit 1; }
 	apt-get -qq update

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 __version__: str
 
@@ -23,7 +23,8 @@ EV_STREAM_OPEN: int  # (kind, call_id, method_id, metadata)
 EV_STREAM_MESSAGE: int  # (kind, call_id, message)
 EV_STREAM_HALF_CLOSE: int  # (kind, call_id): the client will send nothing more
 EV_STREAM_DRAINED: (
-    int  # (kind, call_id): a queue that stream_send reported at or over stream_queue_high_bytes fell below half
+    int  # (kind, call_id): a queue that stream_send reported at or over stream_queue_high_bytes fell below half of it,
+    # and what all streams of its connection hold below a quarter of max_queued_bytes_per_connection
 )
 EV_CANCELLED: (
     int  # (kind, call_id): unary, streaming or HTTP; cancelled, past its deadline, cut off, or its connection lost
@@ -87,6 +88,9 @@ class Engine:
         peer_backoff_min_seconds: float = 0.05,
         peer_backoff_max_seconds: float = 2.0,
         capture_metadata: Sequence[str] = (),
+        rounds: Literal["auto", "thread", "inline"] = "auto",
+        poll_patience_seconds: float = 0.02,
+        deferrable_frames: Sequence[int] = (),
     ) -> None:
         """Bounds, and what happens at each:
 
@@ -96,7 +100,8 @@ class Engine:
         max_message_bytes: a larger gRPC message from a client ends its call with RESOURCE_EXHAUSTED.
         max_header_bytes: a larger header list ends the call with RESOURCE_EXHAUSTED (HTTP/1.1: 431).
         max_queued_bytes_per_connection: half-received messages plus unsent replies of one connection. Over it, new
-            calls and further message bytes end with RESOURCE_EXHAUSTED; stream_send cuts its call off.
+            calls and further message bytes end with RESOURCE_EXHAUSTED; stream_send cuts its call off if that
+            holds more than an eighth.
         max_http_body_bytes: a larger plain HTTP request body is answered with 413.
         max_inbox_bytes, max_inbox_events: what waits for poll(); over it the engine stops reading sockets.
         stream_queue_high_bytes: see EV_STREAM_DRAINED.
@@ -107,7 +112,12 @@ class Engine:
         idle_http1_timeout_seconds: a kept-alive HTTP/1.1 connection without a request is closed.
         peer_backoff_*: bounds of the exponential, jittered pause between two attempts to connect a link.
         capture_metadata: names (lower case) of request headers to hand to Python; the first value of each, raw bytes
-            (values of "-bin" headers as sent, in base64)."""
+            (values of "-bin" headers as sent, in base64).
+        rounds: who reads and writes sockets: a thread of the engine's, or poll() itself, which saves the hand-overs
+            between two threads while little arrives at a time. "auto" changes between them by what the last polls
+            brought.
+        poll_patience_seconds: for a caller that stays away from poll() for longer, the thread takes over.
+        deferrable_frames: first bytes of the peer frames that may wait; see poll()."""
 
     def register_methods(self, methods: Sequence[tuple[str, int, bool]]) -> None:
         """(":path", method_id, streaming): e.g. ("/pkg.Service/Method", 3, False). Ids are below 4096.
@@ -127,9 +137,15 @@ class Engine:
     def start(self) -> None:
         """Starts the I/O thread. RuntimeError when called twice."""
 
-    def poll(self, timeout_seconds: float) -> Batch:
+    def poll(self, timeout_seconds: float, deferred_frames: int = 0, deferred_seconds: float = 0.0) -> Batch:
         """Takes all that has arrived; waits (without the GIL) at most `timeout_seconds` (0: not at all) for the first
-        event or a wake(). Python's signal handlers run after it returns. RuntimeError when the I/O thread has died."""
+        event or a wake(). Peer frames of a kind that may wait do not end the wait alone, unless more than
+        `deferred_frames` of them are there, or the first has waited for `deferred_seconds`, or the inbox is full.
+        Python's signal handlers run after it returns. RuntimeError when the I/O thread has died."""
+
+    def flush(self) -> None:
+        """What was asked for so far (replies, frames) goes out now, if it would wait for the next poll() otherwise. For
+        the thread that polls, in the middle of a turn, where somebody waits for it."""
 
     def wake(self) -> None:
         """Makes the poll that waits, or else the next one, return at once."""
@@ -141,7 +157,8 @@ class Engine:
         """Ends calls (unary or streaming) with (call_id, gRPC status code, message)."""
 
     def stream_send(self, messages: Sequence[tuple[int, bytes]]) -> list[int]:
-        """Queues messages on streaming calls. Per message: bytes now queued for that call, or -1 if it is gone."""
+        """Queues messages on streaming calls. Per message: bytes now queued for that call, or for all streaming calls
+        of its connection once those hold half of max_queued_bytes_per_connection; -1 if it is gone."""
 
     def stream_close(self, call_id: int, code: int, message: str) -> None:
         """Ends a streaming call with a gRPC status, after what is queued has been sent."""
@@ -264,3 +281,147 @@ def log_extract(
 def probe_map_sync(path: str | Path) -> bool: ...
 def probe_dax(path: str | Path) -> bool: ...
 def probe_flush() -> str: ...
+
+# ---------------------------------------------------------------------------------------------------------------------
+# bench: a load generator that runs without the interpreter
+
+class Histogram:
+    """Nanoseconds in buckets that are at most 1/128 of their values wide; count, sums and extremes are exact."""
+
+    def __init__(self) -> None: ...
+    def record(self, value_ns: int) -> None: ...
+    def merge(self, other: Histogram) -> None: ...
+    def percentile(self, per_cent: float) -> int:
+        """The value that so many of all do not exceed, at most 0.4% off; 0 when there is none."""
+    def buckets(self) -> list[tuple[int, int, int]]:
+        """Those that hold something: smallest value, values wide, count."""
+    @property
+    def count(self) -> int: ...
+    @property
+    def sum_ns(self) -> float: ...
+    @property
+    def sum_squares(self) -> float: ...
+    @property
+    def min_ns(self) -> int: ...
+    @property
+    def max_ns(self) -> int: ...
+
+class OperationSnapshot:
+    @property
+    def missed(self) -> int:
+        """Calls that succeeded without doing what they were for (`verdict`)."""
+    @property
+    def failed(self) -> int: ...
+    @property
+    def answer_bytes(self) -> int: ...
+    @property
+    def latency(self) -> Histogram:
+        """Of the calls that succeeded."""
+    @property
+    def lately(self) -> Histogram:
+        """The same since the last snapshot with `take_lately`."""
+
+class LoadSnapshot:
+    @property
+    def phase(self) -> str:
+        """connecting, running, draining (waits for the last answers and events), ended."""
+    @property
+    def operations(self) -> list[OperationSnapshot]: ...
+    @property
+    def events(self) -> Histogram:
+        """From the intended time of the call that a stamp stands for to its return on a stream."""
+    @property
+    def events_lately(self) -> Histogram: ...
+    @property
+    def events_expected(self) -> int: ...
+    @property
+    def errors(self) -> list[tuple[int | None, int, str, int]]:
+        """Operation (None: a stream or a connection), gRPC status code, message, how often."""
+    @property
+    def started(self) -> int: ...
+    @property
+    def unsent(self) -> int:
+        """Calls of an open loop that were due, and for which there was no time any more."""
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def connected(self) -> int: ...
+    @property
+    def ready_streams(self) -> int: ...
+    @property
+    def elapsed_seconds(self) -> float:
+        """From the first call to the last answer, or to now."""
+    @property
+    def events_elapsed_seconds(self) -> float: ...
+    @property
+    def failure(self) -> str | None:
+        """Why the load could not go on."""
+
+class Load:
+    """gRPC calls made from templates, in one native thread. Add operations and streams, start, take snapshots."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[tuple[str, str, str]],
+        *,
+        connections: int,
+        clients: int,
+        key_space: int,
+        key_digits: int,
+        total: int | None = None,
+        duration: float | None = None,
+        rate: float | None = None,
+        tls: TlsConfig | None = None,
+        call_timeout: float = 10.0,
+        dial_timeout: float = 10.0,
+        drain_timeout: float = 10.0,
+        sequential: bool = False,
+        ordered: bool = False,
+        fresh_per_mille: int = 0,
+        seed: int = 1,
+    ) -> None:
+        """`endpoints`: "IP:PORT", the authority to name, and the host that the certificate must name. `rate`: an open
+        loop; without, each client sends its next call when the last has ended. `key_digits`: hexadecimal digits that
+        stand for a key's number. `sequential`: keys in turn, not at random; `ordered`: they sort as their numbers do.
+        `fresh_per_mille`: share of the calls of operations that create which go to a new key."""
+
+    def add_operation(
+        self,
+        method: str,
+        body: bytes,
+        *,
+        weight: int = 1,
+        patches: Sequence[tuple[str, int, int]] = (),
+        verdict: Sequence[int] | None = None,
+        captures: Sequence[tuple[str, str, Sequence[int]]] = (),
+        follow: tuple[Sequence[int], int] | None = None,
+        creates: bool = False,
+        same_key: bool = False,
+        events: int = 0,
+    ) -> None:
+        """`patches`: written over the body, (kind, first byte, argument): "key" (argument: added to its number),
+        "random" (bytes), "stamp" (16 bytes), "key_number" and "client_number" (varints of 10 bytes), "client_bytes"
+        (bytes). Paths are field numbers into the answer. `verdict`: a field that is 0 when the call missed its aim.
+        `captures`: (always, hit or miss; to: key_number, client_number or client_bytes; path). `follow`: while the
+        field is not 0, this operation comes next."""
+
+    def add_stream(
+        self,
+        method: str,
+        messages: Sequence[bytes],
+        *,
+        ready: Sequence[int],
+        ready_count: int,
+        failed: Sequence[int],
+        stamp: Sequence[int],
+    ) -> None:
+        """A call that stays open; the load begins once each had `ready_count` messages with field `ready` set."""
+
+    def remember(self, numbers: Sequence[tuple[int, int]]) -> None:
+        """Key numbers, and what is remembered for those keys from the start."""
+    def start(self) -> None: ...
+    def stop(self) -> None:
+        """Ends the load at once, whatever is under way."""
+    def wait(self, timeout: float) -> bool:
+        """Whether the load has ended within so many seconds."""
+    def snapshot(self, *, take_lately: bool = False) -> LoadSnapshot: ...

@@ -1,6 +1,6 @@
 """``raftkv``: one command with subcommands, and ``kubectl raftkv``, which is the same.
 
-``node`` and ``adr`` belong to this package and are known here. All others are found in the entry-point group
+``node``, ``adr`` and ``bench`` belong to this package and are known here. All others are found in the entry-point group
 ``raftkv.commands`` and loaded only when they are asked for, so that starting a node never imports an operator.
 An entry point is a function that takes the arguments after its name and returns an exit code.
 """
@@ -28,23 +28,41 @@ def _node(arguments: Sequence[str]) -> int:
 
 def _adr(arguments: Sequence[str]) -> int:
     from .adr import tools
+    from .adr.probing import probe
 
-    parser = argparse.ArgumentParser(prog="raftkv adr", description="Looks at a log buffer; changes nothing.")
+    parser = argparse.ArgumentParser(
+        prog="raftkv adr",
+        description="Looks at a member's log on a host. Exit codes: docs/durability.md.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    probe = commands.add_parser("probe", help="what a folder offers: medium, durability level, flush instruction")
-    probe.add_argument("folder", type=Path)
-    for name, text in (("inspect", "manifest, ring headers and segments"), ("verify", "reads every record")):
+    probing = commands.add_parser("probe", help="which durability a folder gives, and why")
+    probing.add_argument("folder", type=Path)
+    probing.add_argument("--json", action="store_true", help="one JSON document")
+    runs = {"inspect": tools.inspect, "verify": tools.verify, "drain": tools.drain}
+    for name, text in (
+        ("inspect", "show manifest, log buffers and segments; changes nothing"),
+        ("verify", "read every record of a stopped member: what a start would recover, or the first damage"),
+        ("drain", "bring a stopped member's log buffer to disk and mark it clean, so that the member may move"),
+    ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("data_dir", type=Path)
-        command.add_argument("--adr-path", type=Path)
+        command.add_argument("data_dir", type=Path, help="the member's --data-dir")
+        command.add_argument("--adr-path", type=Path, help="folder of the log buffer (default: as recorded)")
+        command.add_argument("--adr-drain-dir", type=Path, help="folder of the segments, where it is another one")
+        command.add_argument("--json", action="store_true", help="one JSON document")
     try:
         chosen = parser.parse_args(arguments)
     except SystemExit as end:
         return EXIT_USAGE if end.code else 0
     if chosen.command == "probe":
-        return tools.probe(chosen.folder)
-    run = tools.inspect if chosen.command == "inspect" else tools.verify
-    return run(chosen.data_dir, chosen.adr_path)
+        return probe(chosen.folder, as_json=chosen.json)
+    run = runs[chosen.command]
+    return run(chosen.data_dir, chosen.adr_path, drain_dir=chosen.adr_drain_dir, as_json=chosen.json)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    from .bench.cli import main as run_bench
+
+    return run_bench(arguments)
 
 
 def _version(_arguments: Sequence[str]) -> int:
@@ -52,7 +70,7 @@ def _version(_arguments: Sequence[str]) -> int:
     return 0
 
 
-OWN_COMMANDS: dict[str, Command] = {"node": _node, "adr": _adr, "version": _version}
+OWN_COMMANDS: dict[str, Command] = {"node": _node, "adr": _adr, "bench": _bench, "version": _version}
 
 
 def _installed() -> dict[str, EntryPoint]:

@@ -132,6 +132,16 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _cluster_id(text: str) -> str:
+    """A cluster's id as it is shown: hexadecimal, without leading zeros."""
+    if not text:
+        return ""
+    try:
+        return f"{int(text, 16):x}"
+    except ValueError:
+        raise ValueError(f"{text!r} is no cluster id such as 6d24bc3b08291d99") from None
+
+
 def _resolver(text: str) -> str:
     if text == "dns" or (text.startswith("hosts-file:") and len(text) > len("hosts-file:")):
         return text
@@ -198,6 +208,19 @@ FLAGS: tuple[Flag, ...] = (
     _etcd(
         "initial-cluster-token", str, "etcd-cluster", "Sets apart clusters that have the same URLs: part of the ids."
     ),
+    _etcd(
+        "force-new-cluster",
+        _boolean,
+        "false",
+        "The quorum is gone for good: say what would be lost by making this member a new cluster of its own.",
+        switch=True,
+    ),
+    Flag(
+        "force-new-cluster-accept-loss",
+        _cluster_id,
+        "",
+        "Id of the cluster whose loss is accepted: with it --force-new-cluster is done.",
+    ),
     _etcd("heartbeat-interval", _positive, "100", "Milliseconds between two heartbeats of the leader."),
     _etcd(
         "election-timeout", _positive, "1000", "Milliseconds without a leader after which a member stands for election."
@@ -235,10 +258,23 @@ FLAGS: tuple[Flag, ...] = (
     _etcd("peer-trusted-ca-file", _path, None, "Authorities of members' certificates (PEM)."),
     _etcd("log-level", _choice("debug", "info", "warn", "error"), "info", "Least severe log lines that are written."),
     Flag("log-format", _choice("text", "json"), "text", "Form of log lines; one line each."),
+    Flag(
+        "log-retention-entries",
+        _positive,
+        "50000",
+        "Entries kept in the log though the backend has them, for members that lag; who lags more gets a snapshot.",
+    ),
+    Flag(
+        "log-retention-bytes",
+        _size,
+        "256Mi",
+        "The same bound in bytes of the log on disk; the one that is reached first counts. It is met by segments.",
+    ),
     Flag("adr-path", _path, None, "Folder of the ADR log buffer. Without it the log is flushed to disk (disk mode)."),
     Flag("adr-size", _size, "64Mi", "Size of the ADR log buffer, 4Mi to 100Mi."),
     Flag("adr-drain-dir", _path, None, "Folder of the log's segments on disk. Default: inside --data-dir."),
     Flag("adr-drain-interval", _duration, "100ms", "Longest time until an entry is drained from the buffer to disk."),
+    Flag("adr-drain-size", _size, "8Mi", "So many bytes in the buffer are drained at once, whatever the interval."),
     Flag(
         "minimum-durability",
         _choice(*_LEVELS),
@@ -260,6 +296,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "resolver", _resolver, "dns", "How names of members are found: dns, or hosts-file:PATH (re-read when changed)."
     ),
+    Flag(
+        "newest-disk-patience",
+        _duration,
+        "10s",
+        "How long a restarted member waits for missing ones to confirm that its disk is the newest; 0s: for ever.",
+    ),
     Flag("host-name", str, "", "Name of the host, kept with the ring. Default: the system's."),
 )
 """Every flag of ``raftkv node``, in the order of the reference."""
@@ -279,6 +321,8 @@ class NodeConfig:
     initial_cluster: tuple[tuple[str, tuple[str, ...]], ...]
     initial_cluster_state: str
     initial_cluster_token: str
+    force_new_cluster: bool
+    force_new_cluster_accept_loss: str
     heartbeat_interval: int
     election_timeout: int
     max_request_bytes: int
@@ -297,10 +341,13 @@ class NodeConfig:
     peer_trusted_ca_file: Path | None
     log_level: str
     log_format: str
+    log_retention_entries: int
+    log_retention_bytes: int
     adr_path: Path | None
     adr_size: int
     adr_drain_dir: Path | None
     adr_drain_interval: float
+    adr_drain_size: int
     minimum_durability: str
     operated: bool
     number: int
@@ -309,6 +356,7 @@ class NodeConfig:
     zone: str
     admin_token_file: Path | None
     resolver: str
+    newest_disk_patience: float
     host_name: str
 
     @property
@@ -410,6 +458,8 @@ def _checked(values: dict[str, Any], given: frozenset[str]) -> NodeConfig:
 
 
 def _check_cluster(config: NodeConfig) -> None:
+    if config.force_new_cluster_accept_loss and not config.force_new_cluster:
+        raise ConfigError("--force-new-cluster-accept-loss means nothing without --force-new-cluster")
     if config.operated:
         return
     members = dict(config.initial_cluster)
@@ -435,6 +485,10 @@ def _check_times_and_sizes(config: NodeConfig) -> None:
         raise ConfigError("--adr-size is not between 4Mi and 100Mi")
     if not 0 < config.adr_drain_interval <= 60:
         raise ConfigError("--adr-drain-interval is not between 0 and 60s")
+    if not 64 << 10 <= config.adr_drain_size <= 100 << 20:
+        raise ConfigError("--adr-drain-size is not between 64Ki and 100Mi")
+    if config.log_retention_bytes < 256 << 10:
+        raise ConfigError("--log-retention-bytes is less than 256Ki")
     if config.quota_backend_bytes > 1 << 40:
         raise ConfigError("--quota-backend-bytes is more than 1 TiB")
     if config.max_request_bytes > config.adr_size * 3 // 8:

@@ -16,6 +16,7 @@ on what was seen (resourceVersion, uid, configuration index) or idempotent.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from raftkv_operator import metrics
-from raftkv_operator.act.executor import Executor, NameTakenError
+from raftkv_operator.act.executor import Executor, NameTakenError, NotNowError
 from raftkv_operator.api.types import ClusterSpec, Latch, Names, Object
 from raftkv_operator.decide import Action, Decision, Rest, Stall, Wait, decide
 from raftkv_operator.decide.actions import WriteLatch
@@ -42,6 +43,7 @@ from raftkv_operator.observe.seams import (
     Members,
 )
 from raftkv_operator.observe.views import Observed, controller_uid
+from raftkv_operator.observe.zones import Zones
 from raftkv_operator.resources.common import Owner, selector_text
 from raftkv_operator.resources.member import template_hash
 from raftkv_operator.resources.shared import in_place, read_token, shared_objects
@@ -52,8 +54,10 @@ log = logging.getLogger(__name__)
 
 RESYNC_SECONDS: Final = 10.0
 """A cluster at rest is looked at this often, from the cache."""
-REPAIR_SECONDS: Final = 120.0
-"""And this often from the API, so that drift which no watch shows (Services, Secret) is put right."""
+REPAIR_SECONDS: Final = 600.0
+"""And this often from the API, so that what no watch has shown (the Secret, an event that was lost) is put right."""
+AWAITED_SECONDS: Final = 5.0
+"""And this often while something is awaited, which a watch should show."""
 PROGRESS_SECONDS: Final = 0.5
 """While something is awaited, the members are asked this often."""
 ERROR_FIRST_SECONDS: Final = 0.5
@@ -85,9 +89,15 @@ class ClusterLoop:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _token: str = ""
     _errors: int = 0
-    _repair_due: float = 0.0
+    _settled: Decision | None = None
+    """What the last fresh read has come to, if that was no action."""
+    _read_due: float = 0.0
+    """When everything is to be read anew, whatever the cache shows."""
     _taken: frozenset[int] = frozenset()
     _last_words: str = ""
+    _zones: Zones | None = None
+    _known_drift: frozenset[str] = frozenset()
+    """Shared objects that the cache shows as drifted and that a fresh read has found nothing to do about."""
 
     async def step(self) -> Pass:
         """One pass. Never raises for what the API or a member does; tells it instead."""
@@ -106,18 +116,14 @@ class ClusterLoop:
         return result
 
     async def _step(self) -> Pass:
-        cached = self._cached_objects()
-        if cached is not None and time.monotonic() < self._repair_due:
-            spec, seen = await self._observe(cached, fresh=False)
-            if spec is not None and isinstance(decide(spec, seen), Rest):
-                status = cached.cluster.get("status") or {}
-                if not changes(build_status(spec, seen, Outlook(rest=True), status), status):
-                    self._show(spec, seen, status)
-                    return Pass(Rest(), RESYNC_SECONDS)
+        nothing_new = await self._nothing_new()
+        if nothing_new is not None:
+            return nothing_new
         objects = await self._fresh_objects()
         if objects is None:
             return Pass(None, RESYNC_SECONDS, gone=True)
         spec, seen = await self._observe(objects, fresh=True)
+        self._settled = None
         if spec is None:
             return await self._tell_unreadable(objects, seen)
         decision = decide(spec, seen)
@@ -128,11 +134,28 @@ class ClusterLoop:
             seen = told
             return await self._act(spec, seen, objects, decision)
         self._say(decision)
-        if isinstance(decision, Rest):
-            self._repair_due = time.monotonic() + REPAIR_SECONDS
-            return Pass(decision, RESYNC_SECONDS)
-        quiet = isinstance(decision, Stall) or decision.kind == "Paused"
-        return Pass(decision, RESYNC_SECONDS if quiet else PROGRESS_SECONDS)
+        self._settled = decision
+        keep = AWAITED_SECONDS if _awaits(decision) else REPAIR_SECONDS * random.uniform(0.75, 1.0)
+        self._read_due = time.monotonic() + keep
+        self._known_drift = self._cached_drift(seen)
+        return Pass(decision, _pause(decision))
+
+    async def _nothing_new(self) -> Pass | None:
+        """The pass on the cache: its result if that shows what the last fresh read has come to and the status says, so
+        that there is nothing to read, to tell or to do."""
+        cached = self._cached_objects()
+        if cached is None or self._settled is None or time.monotonic() >= self._read_due:
+            return None
+        spec, seen = await self._observe(cached, fresh=False)
+        drift = self._cached_drift(seen)
+        news, self._known_drift = drift - self._known_drift, self._known_drift & drift
+        if spec is None or news:
+            return None
+        decision, status = decide(spec, seen), cached.cluster.get("status") or {}
+        if decision != self._settled or changes(build_status(spec, seen, _outlook(decision), status), status):
+            return None
+        self._show(spec, seen, status)
+        return Pass(decision, _pause(decision))
 
     async def _act(self, spec: ClusterSpec, seen: Observed, objects: Objects, action: Action) -> Pass:
         self._say(action)
@@ -142,6 +165,11 @@ class ClusterLoop:
         except NameTakenError as error:
             self._taken |= {error.number}
             return Pass(action, 0.0)
+        except NotNowError as error:
+            result = "denied"
+            wait = Wait(action.kind, f"waiting for leave, {action.describe()}: {error}", action.subject)
+            await self._tell(spec, seen, objects.cluster.get("status") or {}, _outlook(wait))
+            return Pass(wait, PROGRESS_SECONDS)
         except (KubeError, MemberError) as error:
             result = "conflict" if _conflict(error) else "error"
             if result == "conflict":
@@ -174,6 +202,16 @@ class ClusterLoop:
             return None
         return Objects(cluster, *(self.cache.children(self.key, r) for r in (STATEFUL_SETS, PODS, CLAIMS)))
 
+    def _cached_drift(self, seen: Observed) -> frozenset[str]:
+        """Shared objects that according to their watches are missing or differ: a reason to look, never to act."""
+        if self.cache is None or seen.latch is None:
+            return frozenset()
+        owner = Owner(Names(*self.key), seen.uid, seen.latch.cluster_id)
+        watched = [one for one in shared_objects(owner, "") if one.resource is not SECRETS]
+        return frozenset(
+            one.key for one in watched if not in_place(self.cache.child(self.key, one.resource, one.name), one)
+        )
+
     async def _fresh_objects(self) -> Objects | None:
         namespace, name = self.key
         # The children first: whatever the custom resource latches after this was not there yet when they were listed.
@@ -190,7 +228,12 @@ class ClusterLoop:
             spec = ClusterSpec.parse(objects.cluster["spec"])
         except (KeyError, TypeError, ValueError):
             spec = None
-        extras = Extras(template=template_hash(spec) if spec is not None else "", taken_numbers=self._taken)
+        if self._zones is None:
+            self._zones = Zones(self.kube)
+        zones = await self._zones.of(host for host in map(_host, objects.pods) if host)
+        extras = Extras(
+            template=template_hash(spec) if spec is not None else "", taken_numbers=self._taken, zones=zones
+        )
         if fresh and spec is not None:
             extras = await self._extras(objects.cluster, extras)
         members = self.members_for(self._token) if self._token else None
@@ -223,6 +266,7 @@ class ClusterLoop:
             shared=tuple(ours) if deleting else (),
             taken_numbers=extras.taken_numbers,
             name_conflict="" if deleting else conflict,
+            zones=extras.zones,
         )
 
     # --- telling ---
@@ -294,9 +338,17 @@ class ClusterLoop:
 
 _LATCH_EVENTS: Final[dict[str, tuple[str, bool]]] = {
     "IssueIdentity": ("ClusterCreated", False),
+    "AdoptIdentity": ("ClusterAdopted", False),
     "OpenCluster": ("ClusterOpened", False),
+    "Hibernate": ("ClusterHibernates", False),
+    "Wake": ("ClusterAwake", False),
     "CondemnMember": ("ReplacingMember", True),
 }
+
+
+def _host(pod: Object) -> str:
+    """The node that a pod is bound to; empty if it is not."""
+    return (pod.get("spec") or {}).get("nodeName") or ""
 
 
 def _outlook(decision: Decision) -> Outlook:
@@ -307,6 +359,16 @@ def _outlook(decision: Decision) -> Outlook:
     if isinstance(decision, Wait):
         return Outlook(decision.kind, decision.text, decision.member)
     return Outlook(decision.kind, decision.describe(), decision.subject)
+
+
+def _awaits(decision: Decision) -> bool:
+    """Whether something is under way that the operator looks out for."""
+    return isinstance(decision, Wait) and decision.kind != "Paused"
+
+
+def _pause(decision: Decision) -> float:
+    """Seconds until the next pass after one without an action."""
+    return PROGRESS_SECONDS if _awaits(decision) else RESYNC_SECONDS
 
 
 def _conflict(error: KubeError | MemberError) -> bool:

@@ -44,13 +44,14 @@ class Clusters:
         self._loops: dict[Key, ClusterLoop] = {}
         self._dirty: dict[Key, asyncio.Event] = {}
         self._locks: dict[Key, asyncio.Lock] = {}
+        # Counted when somebody asks: at each change it would cost every cluster something for every other one.
+        metrics.DIRTY.set_function(lambda: sum(event.is_set() for event in list(self._dirty.values())))
 
     def mark_dirty(self, key: Key) -> None:
         """Wakes the cluster's daemon, if there is one."""
         event = self._dirty.get(key)
-        if event is not None and not event.is_set():
+        if event is not None:
             event.set()
-            self._count_dirty()
 
     async def run(self, key: Key, stopped: Any) -> None:
         """The daemon of one cluster: passes until the object is deleted or the operator stops."""
@@ -62,7 +63,6 @@ class Clusters:
             if stopped:
                 return
             dirty.clear()
-            self._count_dirty()
             result = await self._step(key)
             if result.gone:
                 return
@@ -91,9 +91,6 @@ class Clusters:
             if loop is None:
                 loop = self._loops[key] = ClusterLoop(key, self._kube, self._members_for, self.cache)
             return await loop.step()
-
-    def _count_dirty(self) -> None:
-        metrics.DIRTY.set(sum(event.is_set() for event in self._dirty.values()))
 
 
 async def _sleep(stopped: Any, dirty: asyncio.Event, seconds: float) -> None:

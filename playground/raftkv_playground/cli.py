@@ -46,6 +46,10 @@ def parser() -> argparse.ArgumentParser:
         "--image", action="append", default=[], metavar="NAME=COMMAND", dest="images",
         help="let pods run one more image: the last part of its name, and what to execute for it; repeatable",
     )  # fmt: skip
+    up.add_argument(
+        "--no-kubelet", action="store_false", dest="kubelet",
+        help="start without nodes: pods stay pending until something else runs them",
+    )  # fmt: skip
     up.add_argument("--no-operator", action="store_false", dest="operator", help="start without the operator")
     up.add_argument(
         "--operator-arg", action="append", default=[], dest="operator_args", metavar="ARG",
@@ -97,6 +101,7 @@ async def _up(options: argparse.Namespace) -> int:
         apply=options.apply,
         samples=options.samples,
         images=options.images,
+        kubelet=options.kubelet,
         operator=options.operator,
         operator_args=options.operator_args,
         ready_file=options.ready_file,

@@ -71,6 +71,7 @@ class Options:
     apply: Sequence[Path] = ()
     samples: Sequence[Path] = ()
     images: Sequence[str] = ()
+    kubelet: bool = True
     operator: bool = True
     operator_args: Sequence[str] = ()
     operator_account: tuple[str, str] = ("raftkv-system", "raftkv-operator")
@@ -288,8 +289,9 @@ class Supervisor:
         await self._start_apiserver()
         async with ApiClient.from_kubeconfig(self.kubeconfig, field_manager="raftkv-playground") as client:
             self._start_controllers()
-            self._start_kubelets()
-            await self.progress.wait(f"{self.options.nodes} nodes", self._nodes_ready(client))
+            if self.options.kubelet:
+                self._start_kubelets()
+                await self.progress.wait(f"{self.options.nodes} nodes", self._nodes_ready(client))
             await self._apply_all(client, self.options.apply)
             if self.options.operator:
                 await self._start_operator(client)

@@ -14,8 +14,9 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +25,11 @@ from raftkv_node._engine import Ring
 from raftkv_node.adr import CONFIGURATION, ENTRY, HARD_STATE, Files, Log, Record, Recovered
 from raftkv_node.adr import opening as opening_module
 from raftkv_node.adr.disklog import DiskLog
+from raftkv_node.adr.files import decode_document, encode_document
+from raftkv_node.adr.manifest import MANIFEST_FILE
 
 SECTOR_BYTES = 512
+PAGE_BYTES = 4096
 
 Choice = Callable[[int], int]
 """Picks one of n+1 values of an uncertain thing: 0 is the old one, n the newest."""
@@ -48,6 +52,31 @@ def at_random(seed: int) -> Choice:
 class Inode:
     certain: bytes = b""
     current: bytes = b""
+    #: Sectors that a failed sync has not written, and that the kernel counts as written since (fsyncgate).
+    dropped: frozenset[int] = frozenset()
+
+    def sync_failed(self) -> None:
+        """None of what was to be written is on disk for certain, and no later sync will write it."""
+        sectors = range(0, len(self.current), SECTOR_BYTES)
+        self.dropped |= {at for at in sectors if self._sector(self.current, at) != self._sector(self.certain, at)}
+
+    def touched(self, start: int, end: int) -> None:
+        """The pages of these bytes are to be written again."""
+        first, last = start // PAGE_BYTES * PAGE_BYTES, -(-end // PAGE_BYTES) * PAGE_BYTES
+        self.dropped = frozenset(at for at in self.dropped if not first <= at < last)
+
+    def after_sync(self) -> bytes:
+        """What a sync that succeeds brings to disk."""
+        data = bytearray(self.current)
+        for at in self.dropped:
+            end = min(at + SECTOR_BYTES, len(data))
+            if at < end:
+                data[at:end] = self._sector(self.certain, at)[: end - at]
+        return bytes(data)
+
+    @staticmethod
+    def _sector(data: bytes, at: int) -> bytes:
+        return data[at : at + SECTOR_BYTES].ljust(SECTOR_BYTES, b"\0")
 
 
 @dataclass
@@ -61,7 +90,7 @@ class Disk:
     following: int = 1
 
     def clone(self) -> Disk:
-        inodes = {number: Inode(inode.certain, inode.current) for number, inode in self.inodes.items()}
+        inodes = {number: replace(inode) for number, inode in self.inodes.items()}
         return Disk(inodes, dict(self.certain), dict(self.current), self.following)
 
     @staticmethod
@@ -100,14 +129,16 @@ class Disk:
 
     @staticmethod
     def _contents(inode: Inode, choose: Choice) -> bytes:
-        if inode.certain == inode.current:
-            return inode.current
-        length = len(inode.current) if choose(1) else len(inode.certain)
+        old, new = inode.certain, inode.current
+        if old == new:
+            return new
+        length = len(new) if len(new) == len(old) or choose(1) else len(old)
         data = bytearray(length)
         for at in range(0, length, SECTOR_BYTES):
-            source = inode.current if choose(1) else inode.certain
-            sector = source[at : min(at + SECTOR_BYTES, length)]
-            data[at : at + len(sector)] = sector
+            end = min(at + SECTOR_BYTES, length)
+            before, after = (source[at:end].ljust(end - at, b"\0") for source in (old, new))
+            # Only what differs is a choice: there would be twice as many states, each of them twice.
+            data[at:end] = after if before == after or choose(1) else before
         return bytes(data)
 
     def now(self) -> dict[str, bytes | None]:
@@ -128,9 +159,20 @@ class Trace:
     acks: list[tuple[int, int]] = field(default_factory=list)
     #: When the opening was over.
     opened: tuple[int, int] | None = None
+    #: The ring's events when an append had returned, and the LSN that it had made durable.
+    fenced: list[tuple[int, int]] = field(default_factory=list)
+    #: When entries below an index were given up, and which; and when a log was given up as a whole.
+    released: list[tuple[int, int, int]] = field(default_factory=list)
+    retired: tuple[int, int] | None = None
 
     def position(self) -> tuple[int, int]:
         return len(self.disks) - 1, len(self.recording) if self.recording is not None else 0
+
+    def durable_at(self, moment: tuple[int, int]) -> int | None:
+        """How far the ring's log was fenced; None before the opening was over, or without a ring."""
+        if self.recording is None or self.opened is None or moment < self.opened:
+            return None
+        return max((lsn for events, lsn in self.fenced if events <= moment[1]), default=None)
 
     def moments(self) -> Iterator[tuple[int, int]]:
         """All positions at which the power may go: (operations, ring events)."""
@@ -179,17 +221,19 @@ class Traced(Files):
         inode = self._disk.inodes[self._open[fd]]
         old = inode.current.ljust(offset, b"\0")
         inode.current = old[:offset] + bytes(data) + old[offset + len(data) :]
+        inode.touched(offset, offset + len(data))
         self._done("write")
 
     def truncate(self, fd: int, size_bytes: int) -> None:
         super().truncate(fd, size_bytes)
         inode = self._disk.inodes[self._open[fd]]
         inode.current = inode.current[:size_bytes].ljust(size_bytes, b"\0")
+        inode.touched(size_bytes, 1 << 62)
         self._done("truncate")
 
     def fsync(self, fd: int) -> None:
         inode = self._disk.inodes[self._open[fd]]
-        inode.certain = inode.current
+        inode.certain = inode.after_sync()
         self._done("fsync")
 
     fdatasync = fsync
@@ -213,8 +257,7 @@ class Traced(Files):
         here = self._name(path)
         for names, others in ((self._disk.certain, self._disk.current), (self._disk.current, self._disk.certain)):
             for name in list(names.keys() | others.keys()):
-                parent = str(Path(name).parent)
-                if parent == here:
+                if (name.rpartition("/")[0] or ".") == here:
                     if name in self._disk.current:
                         self._disk.certain[name] = self._disk.current[name]
                     else:
@@ -241,12 +284,18 @@ def ring_image(recording: Any, at: int, choose: Choice, without: str = "") -> by
 class Lab:
     """Makes worlds, runs workloads in them under trace, and lays possible states out as new worlds."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, ring: bool) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, ring: bool, seed: int = 0) -> None:
         self._folder = folder
         self._monkeypatch = monkeypatch
         self.ring = ring
         self._count = 0
         self.changes: dict[str, Any] = {}
+        self.traced: type[Traced] = Traced
+        #: The folder of the member's that is its persistent memory.
+        self.place = "pmem"
+        #: Where it was before: mounted still.
+        self.places: list[str] = []
+        self._rng = random.Random(seed)
 
     def new(self) -> World:
         member = self._member()
@@ -254,7 +303,10 @@ class Lab:
 
     def _member(self) -> Member:
         self._count += 1
-        return Member(self._folder / str(self._count), Machine(), self.ring, dict(self.changes)).make()
+        member = Member(self._folder / str(self._count), Machine(), self.ring, dict(self.changes), self.place).make()
+        for place in self.places:
+            (member.folder / place).mkdir(exist_ok=True)
+        return member
 
     def discard(self, world: World) -> None:
         shutil.rmtree(world.member.folder)
@@ -262,7 +314,7 @@ class Lab:
     def run(self, world: World, work: Callable[[Log, Trace], None] | None) -> tuple[Trace, Recovered]:
         """Opens the log under trace, works, and stops as a killed process does."""
         trace = Trace()
-        files = Traced(world.member.folder, world.disk, trace)
+        files = self.traced(world.member.folder, world.disk, trace)
 
         def recorded(path: str, *arguments: Any) -> Ring:
             ring = Ring(path, *arguments)
@@ -272,8 +324,11 @@ class Lab:
 
         with self._monkeypatch.context() as patch:
             patch.setattr(opening_module, "Ring", recorded)
+            # Uuids and secrets from the seed: a state can be named, and found again.
+            patch.setattr(opening_module, "secrets", SimpleNamespace(token_bytes=self._rng.randbytes))
             log, recovered = world.member.open(files=files)
             trace.opened = trace.position()
+            trace.fenced.append((trace.opened[1], log.durable_lsn))
             try:
                 if work is not None:
                     work(log, trace)
@@ -294,30 +349,70 @@ class Lab:
     ) -> World:
         """The world after a power cut (or, with `power` False, the end of the process) at a moment."""
         operations, events = moment
+        state = self.lay_out(world, trace, moment, choose, power=power, without=without)
+        member = self.settle(state)
+        if power:
+            return World(member, Disk.of(member.folder))
         disk = trace.disks[operations][0].clone()
-        state = disk.after_power_cut(choose) if power else disk.now()
+        uncertain = self._uncertain(world, trace, events)
+        for name in uncertain:
+            number = disk.current.get(name)
+            if number is not None:
+                disk.inodes[number].current = disk.inodes[number].certain = state[name] or b""
+        return World(member, disk, uncertain)
+
+    @staticmethod
+    def _uncertain(world: World, trace: Trace, events: int) -> dict[str, tuple[Any, int]]:
         uncertain = dict(world.uncertain)
         if trace.recording is not None and trace.disks[-1]:
             uncertain[trace.ring_name] = (trace.recording, events)
-        for name, (recording, at) in uncertain.items():
+        return uncertain
+
+    def lay_out(
+        self,
+        world: World,
+        trace: Trace,
+        moment: tuple[int, int],
+        choose: Choice,
+        *,
+        power: bool = True,
+        without: str = "",
+    ) -> dict[str, bytes | None]:
+        """The files after a crash at a moment: path to contents (None: a folder)."""
+        operations, events = moment
+        disk = trace.disks[operations][0]
+        state = disk.after_power_cut(choose) if power else disk.now()
+        for name, (recording, at) in self._uncertain(world, trace, events).items():
             if state.get(name) is not None and (name != trace.ring_name or events or at):
                 # Before the first event the recorder's base is the file as it was made.
-                choice = choose if power else newest
-                state[name] = ring_image(recording, at, choice, without)
+                state[name] = ring_image(recording, at, choose if power else newest, without)
+        return state
+
+    def settle(self, state: dict[str, bytes | None]) -> Member:
+        """A new member whose files are these."""
         member = self._member()
         for name, data in sorted(state.items()):
             path = member.folder / name
             if data is None:
                 path.mkdir(exist_ok=True)
             else:
-                path.write_bytes(data)
-        if power:
-            return World(member, Disk.of(member.folder))
-        for name in uncertain:
-            number = disk.current.get(name)
-            if number is not None:
-                disk.inodes[number].current = disk.inodes[number].certain = state[name] or b""
-        return World(member, disk, uncertain)
+                path.write_bytes(self._moved(data, member) if path.name == MANIFEST_FILE else data)
+        return member
+
+    def _moved(self, manifest: bytes, member: Member) -> bytes:
+        """A manifest as it would be in this world: its folders are named by their paths, and this is another folder."""
+        try:
+            document = decode_document(manifest)
+        except ValueError:
+            return manifest
+
+        def moved(path: str) -> str:
+            inside = path.removeprefix(f"{self._folder}/").partition("/")[2]
+            return str(member.folder / inside) if path else ""
+
+        document["adr_path"] = moved(document["adr_path"])
+        document["old_places"] = [(moved(path), system) for path, system in document["old_places"]]
+        return encode_document(document)
 
 
 def laboratory() -> Path:
@@ -375,4 +470,5 @@ def append(log: Log, trace: Trace, batch: list[Record]) -> None:
         while log.durable_lsn < lsn:
             assert log.failed is None, log.failed
             os.sched_yield()
+    trace.fenced.append((trace.position()[1], lsn))
     trace.acks += [trace.position()] * len(batch)

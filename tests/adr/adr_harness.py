@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from raftkv_node.adr import Environment, Identity, Level, Log, LogOptions, Medium, Probe, Record, Recovered, entry
+from raftkv_node.adr.levels import Whereabouts
 from raftkv_node.adr.manifest import Manifest, read_manifest, write_manifest
+from raftkv_node.adr.media import BadBlocks
 from raftkv_node.adr.ringfile import RingSeen, find_rings, ring_folder
 from raftkv_node.adr.ringlog import RingLog
 
@@ -18,8 +20,11 @@ KIB = 1 << 10
 #: Small enough to enumerate, large enough for a few records: two header pages and the data.
 SMALL_RING_BYTES = 8 * KIB + 16 * KIB
 CLUSTER, MEMBER, NUMBER, DISK = 0xC1, 0xA1, 3, b"\x07" * 16
+#: Folders of persistent memory between which a member's ring may move.
+PLACES = ("pmem", "pmem-2")
 PATIENCE_SECONDS = 30.0
 NEVER_BYTES = 1 << 62
+NO_BAD_BLOCKS = BadBlocks()
 
 
 @dataclass
@@ -32,6 +37,9 @@ class Machine(Environment):
     disk_level: Level = Level.POWER
     file_system: str = "uuid:pmem0"
     shutdowns: int | None = None
+    #: File systems of folders by name, where it is another one.
+    others: dict[str, str] = dataclasses.field(default_factory=dict)
+    bad: BadBlocks = NO_BAD_BLOCKS
 
     def host(self) -> str:
         return self.name
@@ -41,7 +49,27 @@ class Machine(Environment):
 
     def probe_ring(self, folder: Path) -> Probe:
         medium = Medium.FILE if self.level == Level.PROCESS else Medium.PMEM
-        return Probe(self.level, medium, "ext4", self.file_system, unsafe_shutdowns=self.shutdowns)
+        return Probe(
+            self.level,
+            medium,
+            "ext4",
+            self.file_system_of(folder),
+            unsafe_shutdowns=self.shutdowns,
+            bad_sectors=self.bad.sectors,
+        )
+
+    def whereabouts(self, folder: Path) -> Whereabouts:
+        folder.stat()
+        return Whereabouts(self.file_system_of(folder), self.shutdowns)
+
+    def file_system_of(self, folder: Path) -> str:
+        return self.others.get(folder.name, self.file_system)
+
+    def bad_blocks(self, folder: Path) -> BadBlocks:
+        return self.bad
+
+    def deep_flush(self, folder: Path) -> bool | None:
+        return None
 
     def probe_disk(self, folder: Path) -> Probe:
         return Probe(self.disk_level, Medium.DISK, "ext4", "uuid:disk0")
@@ -55,6 +83,8 @@ class Member:
     machine: Machine
     ring: bool = True
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    #: The folder of persistent memory; it may move to another one.
+    place: str = "pmem"
 
     @property
     def data(self) -> Path:
@@ -62,11 +92,12 @@ class Member:
 
     @property
     def pmem(self) -> Path:
-        return self.folder / "pmem"
+        return self.folder / self.place
 
     def make(self) -> Member:
         self.data.mkdir(parents=True, exist_ok=True)
-        self.pmem.mkdir(exist_ok=True)
+        for place in (*PLACES, self.place):
+            (self.folder / place).mkdir(exist_ok=True)
         return self
 
     def options(self, **changes: Any) -> LogOptions:
@@ -106,7 +137,11 @@ class Member:
         write_manifest(options.files, self.data, self.manifest().replace(**changes))
 
     def segments(self) -> list[Path]:
-        return sorted((self.data / "wal").glob("*.seg"))
+        return self.segments_in(self.data / "wal")
+
+    @staticmethod
+    def segments_in(folder: Path) -> list[Path]:
+        return sorted(folder.glob("*.seg"))
 
 
 def entries(term: int, first: int, count: int, payload: bytes = b"value") -> list[Record]:

@@ -1,4 +1,5 @@
-"""Openings, kills at every step, moved pods, lost rings, restored disks and reboots, in every order that fits.
+"""Openings, kills at every step, moved pods, lost rings, restored disks, reboots, and rings that move and change their
+size, in every order that fits.
 
 The oracle knows nothing of the decision table. It knows what was acknowledged, and three facts: a log that opens over
 the newest disk, or beside the newest ring, shows everything that was acknowledged and nothing that was never written; a
@@ -26,6 +27,8 @@ from raftkv_node.adr.ringlog import RingLog
 from raftkv_node.adr.table import Action, Seen, Verdict, decide
 
 HOSTS = ("host-a", "host-b")
+#: Folders of persistent memory on each host, on file systems of their own, and the size of a ring in each.
+PLACES = {"p0": 8192 + 4096, "p1": 8192 + 6144}
 WALKS = 120
 WALK_STEPS = 8
 
@@ -69,6 +72,7 @@ class Story:
     folder: Path
     level: Level = Level.POWER
     host: str = HOSTS[0]
+    place: str = "p0"
     boots: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HOSTS, 0))
     acknowledged: int = 0
     attempted: int = 0
@@ -82,14 +86,18 @@ class Story:
     told: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in ("data", *HOSTS):
+        for name in ("data", *(f"{host}/{place}" for host in HOSTS for place in PLACES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     def member(self) -> Member:
         machine = Machine(
-            self.host, f"boot-{self.host}-{self.boots[self.host]}", self.level, file_system=f"uuid:{self.host}"
+            self.host,
+            f"boot-{self.host}-{self.boots[self.host]}",
+            self.level,
+            file_system=f"uuid:{self.host}",
+            others={place: f"uuid:{self.host}-{place}" for place in PLACES},
         )
-        changes = {"adr_path": self.folder / self.host, "adr_size_bytes": 8192 + 4096}
+        changes = {"adr_path": self.folder / self.host / self.place, "adr_size_bytes": PLACES[self.place]}
         return Member(self.folder, machine, changes={**changes, "minimum_durability": Level.PROCESS})
 
     # --- what happens to a member ---
@@ -111,9 +119,14 @@ class Story:
     def move(self) -> None:
         self.host = HOSTS[1 - HOSTS.index(self.host)]
 
+    def relocate(self) -> None:
+        """It is started with another folder of the host's memory from now on, and another size."""
+        self.place = "p1" if self.place == "p0" else "p0"
+
     def lose_ring(self) -> None:
         shutil.rmtree(self.folder / self.host)
-        (self.folder / self.host).mkdir()
+        for place in PLACES:
+            (self.folder / self.host / place).mkdir(parents=True)
         if self.ring_host == self.host:
             self.ring_host = None
 
@@ -219,7 +232,7 @@ class Story:
         self.open(work, Mortal(change))
 
 
-EVENTS = ("nothing", "save_disk", "restore_disk", "move", "lose_ring", "reboot")
+EVENTS = ("nothing", "save_disk", "restore_disk", "move", "relocate", "lose_ring", "reboot")
 OPENINGS: tuple[tuple[str, int | None], ...] = (
     ("write_and_die", None),
     ("write_drain_and_die", None),

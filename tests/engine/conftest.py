@@ -9,13 +9,13 @@ import pytest
 from engine_harness import Harness
 
 
-@pytest.fixture
-def launch() -> Iterator[Callable[..., Harness]]:
-    """Makes harnesses (not started) that are closed after the test."""
+@pytest.fixture(params=["thread", "inline"])
+def launch(request: pytest.FixtureRequest) -> Iterator[Callable[..., Harness]]:
+    """Makes harnesses (not started) that are closed after the test; sockets are served by a thread, or by poll()."""
     made: list[Harness] = []
 
     def make(**options: Any) -> Harness:
-        made.append(Harness(**options))
+        made.append(Harness(**{"rounds": request.param, **options}))
         return made[-1]
 
     yield make

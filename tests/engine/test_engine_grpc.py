@@ -204,6 +204,28 @@ def test_slow_reader_is_held_back_and_reported(launch: Callable[..., Harness]) -
     assert server.event(native.EV_STREAM_DRAINED) == (native.EV_STREAM_DRAINED, call_id)
 
 
+def test_streams_that_are_too_much_together_are_held_back_and_none_is_cut_off(launch: Callable[..., Harness]) -> None:
+    """Each holds less than its own limit, all of them more than their connection's: watches of one busy client."""
+    server = launch(stream_queue_high_bytes=MIB, max_queued_bytes_per_connection=8 * MIB).start()
+    with grpc.insecure_channel(server.target) as channel:
+        calls = [channel.stream_stream(MUTE)(iter(()), timeout=60) for _ in range(20)]
+        ids = [server.event(native.EV_STREAM_OPEN, n)[1] for n in range(1, 21)]
+        sizes = server.engine.stream_send([(call_id, bytes(700_000)) for call_id in ids])
+        assert sizes[0] < MIB
+        told = [call_id for call_id, size in zip(ids, sizes, strict=True) if size >= 4 * MIB]
+        assert told == ids[5:], (
+            "half of what the connection may hold is six of them; from there on, each is told of all"
+        )
+        assert server.of(native.EV_STREAM_DRAINED) == []
+        for call_id in ids:
+            server.engine.stream_close(call_id, 0, "")
+        for call in calls:
+            assert sum(len(message) for message in call) == 700_000
+    assert server.of(native.EV_CANCELLED) == []
+    drained = {server.event(native.EV_STREAM_DRAINED, n)[1] for n in range(1, len(told) + 1)}
+    assert drained == set(told)
+
+
 def test_a_reader_that_never_reads_is_cut_off(launch: Callable[..., Harness]) -> None:
     server = launch(max_queued_bytes_per_connection=8 * MIB).start()
     with grpc.insecure_channel(server.target) as channel:

@@ -23,6 +23,7 @@ from raftkv_operator.observe.views import (
     NodeIdentity,
     NodePhase,
     NodeView,
+    RestartTicket,
     Retirement,
     Role,
     Settings,
@@ -124,11 +125,26 @@ class FakeKube:
 
         self.world.side_effect(f"delete {resource.kind} {name}", run)
 
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        def run() -> None:
+            current = self.world.get(PODS, name)
+            if current is not None and current["metadata"]["uid"] == uid:
+                self.world.check_deletion(PODS, current)
+                self.world.objects.pop((PODS.plural, name))
+
+        self.world.side_effect(f"evict {name}", run)
+
     def _current(self, resource: Resource, name: str) -> Object:
         current = self.world.get(resource, name)
         if current is None:
             raise KubeError(404, "NotFound", name)
         return current
+
+    def _is_member(self, entry: Object) -> bool:
+        """Whether the configuration has this very member: a lost status may have forgotten it."""
+        member_id = int(entry.get("memberID", "0"), 16)
+        found = [raft.members[member_id][0] for raft in self.world.clusters.values() if member_id in raft.members]
+        return any((one.number, one.disk_uuid) == (entry["number"], entry["diskUUID"]) for one in found)
 
     def _check_latch(self, old: Object | None, new: Object) -> None:
         """M1, M2: what was issued stays, numbers only grow."""
@@ -143,7 +159,7 @@ class FakeKube:
         before = {m["number"]: m for m in old.get("members", ())}
         for member in new["members"]:
             was = before.get(member["number"])
-            if was is None and member["number"] < old["nextNumber"]:
+            if was is None and member["number"] < old["nextNumber"] and not self._is_member(member):
                 raise ViolationError("a number was issued twice")
             if was and "memberID" in was and was["memberID"] != member.get("memberID"):
                 raise ViolationError("a member id was bound anew")
@@ -234,7 +250,7 @@ class FakeMembers:
             _, disk = self._disk(address)
             self._check_identity(disk, identity)
             if disk.identity is None:
-                if world.clusters:
+                if world.clusters and not self._begins_anew(identity):
                     raise ViolationError("a second cluster was bootstrapped")
                 disk.identity = identity
                 world.clusters[identity.cluster_id] = Raft(
@@ -242,6 +258,20 @@ class FakeMembers:
                 )
 
         self.world.side_effect("bootstrap", run)
+
+    def _begins_anew(self, identity: NodeIdentity) -> bool:
+        """Whether a person has said so, and it was not obeyed before (M3)."""
+        world = self.world
+        word = world.cluster["spec"].get("bootstrap", {}).get("identity")
+        uid = world.cluster["metadata"]["uid"]
+        mine = f"{identity.cluster_id:016x}"
+        notes = [claim["metadata"].get("annotations") or {} for claim in world.of(CLAIMS)]
+        before = [
+            one
+            for one in notes
+            if one.get(constants.ANNOTATION_ISSUED_FOR) == uid and one[constants.ANNOTATION_CLUSTER_ID] != mine
+        ]
+        return word == "New" and not before
 
     async def join(self, address: str, identity: NodeIdentity, peers: tuple[NodeIdentity, ...]) -> None:
         def run() -> None:
@@ -303,6 +333,19 @@ class FakeMembers:
             raft.leader, raft.term = target, raft.term + 1
 
         self.world.side_effect(f"move leader to {target:x}", run)
+
+    async def restart_ticket(self, address: str, decided_at: int, member_id: int) -> RestartTicket:
+        def run() -> RestartTicket:
+            raft = self._change(address, decided_at)
+            voters, live = raft_voters(raft), self.world.live_voters(raft)
+            if member_id == raft.leader and len(voters) > 1:
+                return RestartTicket(False, "the leader hands over first")
+            if member_id in voters and len(voters) > 1 and voters - live:
+                return RestartTicket(False, "another voter is missing")
+            raft.index += 1
+            return RestartTicket(True, valid_seconds=30.0, sole_voter=voters == {member_id})
+
+        return self.world.side_effect(f"ticket for {member_id:x}", run)
 
     async def retire(self, address: str, retirement: Retirement) -> None:
         def run() -> None:

@@ -24,6 +24,7 @@ from raftkv_operator.loop import ClusterLoop, Pass
 from raftkv_operator.observe.seams import (
     CLAIMS,
     CLUSTERS,
+    NODES,
     PODS,
     STATEFUL_SETS,
     Resource,
@@ -34,6 +35,7 @@ from raftkv_operator.observe.views import (
     Settings,
     format_time,
 )
+from raftkv_operator.observe.zones import LABEL_ZONE
 
 NAMESPACE = "default"
 NAME = "demo"
@@ -94,6 +96,9 @@ class World:
         from operator_fakes import FakeKube
 
         self.kube = FakeKube(self)
+        for number, host in enumerate(HOSTS):
+            labels = {LABEL_ZONE: f"zone-{'abc'[number % 3]}"}
+            self.store(NODES, {"metadata": {"name": host, "labels": labels}})
         if spec is not None:
             self.apply(spec)
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from operator_fakes import FakeMembers
 from operator_world import NAME, OperatorCrash, ViolationError, World, raft_voters, sample, settled
+from raftkv_operator import loop as loop_module
 from raftkv_operator.api import constants
-from raftkv_operator.observe.cache import Cache
+from raftkv_operator.decide import Wait
+from raftkv_operator.observe.cache import CHILDREN, Cache
 from raftkv_operator.observe.seams import (
     CLAIMS,
     CLUSTERS,
+    DISRUPTION_BUDGETS,
+    NODES,
     PODS,
     SECRETS,
     SERVICES,
     STATEFUL_SETS,
     KubeError,
     MemberError,
+    Resource,
 )
+from raftkv_operator.observe.zones import LABEL_ZONE, Zones
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 5, 7])
@@ -118,6 +127,15 @@ def test_two_members_lost_at_once_are_both_replaced() -> None:
         claim = world.get(CLAIMS, f"data-{NAME}-{number}")
         assert claim is not None
         world.refusals[claim["metadata"]["uid"]] = (constants.EXIT_PROVEN_LOST, "raftkv: the ring is lost")
+    (raft,) = world.clusters.values()
+    most = 0
+    for _ in range(200):
+        given_up = [m for m in world.status["identity"]["members"] if m.get("condemned")]
+        votes = [m for m in given_up if int(m["memberID"], 16) in raft_voters(raft)]
+        assert len(votes) <= 1, "one voter at a time: its vote is to be somebody else's first"
+        most = max(most, len(votes))
+        world.step(loop)
+    assert most == 1
     world.settle(loop)
     world.check_settled()
     assert [m["number"] for m in world.status["identity"]["members"]] == [3, 4, 5, 6, 7]
@@ -248,32 +266,6 @@ def test_deletion_in_the_middle_of_the_creation() -> None:
         assert not world.of(CLAIMS)
 
 
-def test_a_cluster_created_again_over_kept_claims_stalls() -> None:
-    world = World(sample(3, whenDeleted="Retain"))
-    world.settle()
-    world.delete_cluster()
-    world.settle()
-    world.objects.pop(("raftkvclusters", NAME))
-    world.apply(sample(3))
-    loop = world.operator()
-    for _ in range(5):
-        world.step(loop)
-    assert world.condition("Stalled")["reason"] == "IdentityConflict"
-    assert "identity" not in world.status
-    assert not world.of(STATEFUL_SETS)
-
-
-def test_a_cluster_that_lost_its_status_stalls() -> None:
-    world = World(sample(3))
-    world.settle()
-    world.cluster.pop("status")
-    loop = world.operator()
-    for _ in range(5):
-        world.step(loop)
-    assert world.condition("Stalled")["reason"] == "IdentityConflict"
-    assert "identity" not in world.status
-
-
 def test_a_name_that_belongs_to_someone_else_is_skipped() -> None:
     world = World(sample(1))
     world.store(STATEFUL_SETS, {"metadata": {"name": f"{NAME}-1"}, "spec": {"replicas": 0}})
@@ -297,7 +289,7 @@ def test_an_edit_restarts_members_one_by_one_and_the_leader_last() -> None:
     world.apply({**sample(3), "version": "0.1.1"})
     world.settle(loop)
     world.check_settled()
-    restarts = [w.removeprefix(f"delete Pod {NAME}-").removesuffix("-0") for w in world.writes if "delete Pod" in w]
+    restarts = [w.removeprefix(f"evict {NAME}-").removesuffix("-0") for w in world.writes if "evict" in w]
     assert len(restarts) == 3
     assert int(restarts[-1]) == leader
     assert any("move leader" in w for w in world.writes)
@@ -409,7 +401,7 @@ def test_the_world_itself_finds_violations() -> None:
 
 
 def _fill(cache: Cache, world: World) -> None:
-    for resource in (CLUSTERS, STATEFUL_SETS, PODS, CLAIMS):
+    for resource in (CLUSTERS, *CHILDREN):
         for body in world.of(resource):
             cache.feed(resource, pickle.loads(pickle.dumps(body)), deleted=False)
 
@@ -441,3 +433,155 @@ def test_at_rest_the_api_is_not_asked_and_a_stale_cache_never_acts() -> None:
     world.check_settled()
     cache.feed(CLUSTERS, world.cluster, deleted=True)
     assert cache.cluster(("default", NAME)) is None
+
+
+@pytest.mark.parametrize("resource", [SERVICES, DISRUPTION_BUDGETS], ids=lambda one: one.kind)
+def test_a_shared_object_that_a_watch_shows_deleted_is_made_again_at_once(resource: Resource) -> None:
+    world = settled(3)
+    cache = Cache(lambda _: None)
+    loop = world.operator(cache=cache)
+    _fill(cache, world)
+    world.settle(loop)
+    (lost, *_) = world.of(resource)
+    del world.objects[resource.plural, lost["metadata"]["name"]]
+    world.step(loop)  # the watch has not shown it yet
+    assert world.get(resource, lost["metadata"]["name"]) is None
+    cache.feed(resource, lost, deleted=True)
+    world.step(loop)
+    assert world.get(resource, lost["metadata"]["name"]) is not None
+
+
+def test_a_watch_that_shows_no_shared_object_costs_no_requests_at_rest() -> None:
+    world = settled(3)
+    cache = Cache(lambda _: None)
+    loop = world.operator(cache=cache)
+    for kind in (CLUSTERS, STATEFUL_SETS, PODS, CLAIMS):
+        for body in world.of(kind):
+            cache.feed(kind, body, deleted=False)
+    world.settle(loop)
+    asked = world.requests
+    for _ in range(10):
+        world.step(loop)
+    assert world.requests == asked
+
+
+def test_an_hour_of_rest_costs_a_cluster_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts, not times: the clock is a number. One full read is eight requests."""
+    now = [1000.0]
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    world = settled(3)
+    cache = Cache(lambda _: None)
+    loop = world.operator(cache=cache)
+    _fill(cache, world)
+    world.settle(loop)
+    asked, writes = world.requests, world.side_effects
+    passes = int(3600 / loop_module.RESYNC_SECONDS)
+    for _ in range(passes):
+        now[0] += loop_module.RESYNC_SECONDS
+        world.step(loop)
+    assert 8 * 4 <= world.requests - asked <= 8 * 8
+    assert world.side_effects == writes
+
+
+# --- zones and the leader's place ---
+
+
+def zones_of(world: World) -> dict[str, str]:
+    """What the members were told: member's name to zone."""
+    (raft,) = world.clusters.values()
+    return {raft.members[member][0].name: zone for member, zone in raft.settings.zones if member in raft.members}
+
+
+def hosts_of(world: World) -> dict[str, str]:
+    """The zone of each pod's host, by the member's name."""
+    labels = {node["metadata"]["name"]: node["metadata"]["labels"] for node in world.of(NODES)}
+    return {
+        pod["metadata"]["name"].removesuffix("-0"): labels[pod["spec"]["nodeName"]][LABEL_ZONE]
+        for pod in world.of(PODS)
+        if pod["spec"].get("nodeName")
+    }
+
+
+def test_m7_members_are_told_the_zones_of_their_hosts() -> None:
+    world = settled(5)
+    assert len(zones_of(world)) == 5
+    assert zones_of(world) == hosts_of(world)
+    world.scale(7)
+    loop = world.settle()
+    assert zones_of(world) == hosts_of(world)
+    world.scale(3)
+    world.settle(loop)
+    assert zones_of(world) == hosts_of(world)
+
+
+def test_a_member_that_is_gone_keeps_its_zone_and_one_that_has_moved_gets_another() -> None:
+    world = settled(3)
+    before = zones_of(world)
+    node = world.get(PODS, f"{NAME}-2-0")
+    assert node is not None
+    world.objects.pop(("pods", f"{NAME}-2-0"))
+    loop = world.operator()
+    world.step(loop)
+    assert zones_of(world) == before
+    loop = world.settle(world.operator())
+    label = world.get(NODES, hosts_by_member(world)[f"{NAME}-2"])
+    assert label is not None
+    label["metadata"]["labels"][LABEL_ZONE] = "zone-x"
+    world.settle(world.operator())
+    assert zones_of(world)[f"{NAME}-2"] == "zone-x"
+
+
+def hosts_by_member(world: World) -> dict[str, str]:
+    return {pod["metadata"]["name"].removesuffix("-0"): pod["spec"]["nodeName"] for pod in world.of(PODS)}
+
+
+def test_hosts_without_a_zone_and_without_leave_to_read_them_are_no_reason_to_stop() -> None:
+    world = World(sample(3))
+    for node in world.of(NODES):
+        del node["metadata"]["labels"][LABEL_ZONE]
+    world.settle()
+    world.check_settled()
+    assert zones_of(world) == {}
+
+    class Forbidding:
+        async def get(self, *_: object) -> None:
+            raise KubeError(403, "Forbidden", "nodes")
+
+    kube: Any = Forbidding()
+    assert asyncio.run(Zones(kube).of(["n1", "n2"])) == {}
+
+
+def test_where_the_leader_is_wished_is_told_and_changed_without_a_restart() -> None:
+    spec = sample(3)
+    world = World({**spec, "consensus": {**spec.get("consensus", {}), "leaderPreference": ["zone-b", "Writers"]}})
+    loop = world.settle()
+    (raft,) = world.clusters.values()
+    assert raft.settings.leader_preference == ("zone-b", "Writers")
+    pods = {pod["metadata"]["uid"] for pod in world.of(PODS)}
+    world.apply({**world.cluster["spec"], "consensus": {"leaderPreference": []}})
+    world.settle(loop)
+    assert raft.settings.leader_preference == ()
+    assert pods == {pod["metadata"]["uid"] for pod in world.of(PODS)}
+
+
+@pytest.mark.parametrize("way", ["paused", "waiting"])
+def test_a_cluster_that_only_waits_is_not_read_anew_in_each_pass(way: str) -> None:
+    world = settled(3)
+    cache = Cache(lambda _: None)
+    loop = world.operator(cache=cache)
+    if way == "paused":
+        world.apply({**world.cluster["spec"], "paused": True})
+    else:
+        world.dead_hosts.add(world.of(PODS)[0]["spec"]["nodeName"])
+    for _ in range(5):
+        _fill(cache, world)
+        result = world.step(loop)
+    assert isinstance(result.decision, Wait)
+    asked = world.requests
+    for _ in range(5):
+        world.step(loop)
+    assert world.requests == asked
+    world.scale(5)  # the watch shows what a person does, whatever is awaited
+    _fill(cache, world)
+    world.step(loop)
+    assert world.requests > asked

@@ -54,7 +54,7 @@ def test_the_schema_is_structural() -> None:
 
 def test_every_list_of_objects_in_the_status_is_a_map() -> None:
     for path, schema in _nodes(SCHEMA["properties"]["status"]):
-        if schema.get("type") == "array":
+        if schema.get("type") == "array" and schema["items"]["type"] == "object":
             assert schema["x-kubernetes-list-type"] == "map", path
             (key,) = schema["x-kubernetes-list-map-keys"]
             assert key in schema["items"]["required"], path
@@ -159,11 +159,16 @@ PMEM = {"medium": "PersistentMemory", "source": {"hostPath": {"path": "/mnt/pmem
 @pytest.mark.parametrize(
     "spec",
     [
+        {"replicas": 0},
         {"replicas": 1},
+        {"replicas": 3, "bootstrap": {"identity": "New"}},
+        {"replicas": 3, "bootstrap": {"identity": "Adopt 00000000000000a1"}},
         {"replicas": 50, "consensus": {"maxVoters": 9}},
         {"replicas": 3, "logBuffer": PMEM},
         {"replicas": 3, "logBuffer": {**PMEM, "size": "4Mi"}},
         {"replicas": 3, "logBuffer": {**PMEM, "size": "100Mi"}},
+        {"replicas": 3, "logBuffer": {**PMEM, "drain": {"size": "1Mi"}}},
+        {"replicas": 3, "logBuffer": {**PMEM, "drain": {"size": "100Mi", "interval": "1s"}}},
         {"replicas": 3, "consensus": {"heartbeatInterval": "200ms", "electionTimeout": "1s"}},
         {"replicas": 3, "resources": {"requests": {"cpu": 1, "memory": "2Gi"}}},
     ],
@@ -180,6 +185,9 @@ def test_good_specs(spec: dict[str, Any]) -> None:
         ({"replicas": 3, "logBuffer": {**PMEM, "size": "3Mi"}}, constants.MESSAGE_SIZE),
         ({"replicas": 3, "logBuffer": {**PMEM, "size": "101Mi"}}, constants.MESSAGE_SIZE),
         ({"replicas": 3, "logBuffer": {**PMEM, "size": "1Gi"}}, constants.MESSAGE_SIZE),
+        ({"replicas": 3, "logBuffer": {**PMEM, "drain": {"size": "0Mi"}}}, constants.MESSAGE_DRAIN_SIZE),
+        ({"replicas": 3, "logBuffer": {**PMEM, "drain": {"size": "101Mi"}}}, constants.MESSAGE_DRAIN_SIZE),
+        ({"replicas": 3, "logBuffer": {**PMEM, "drain": {"size": "64Ki"}}}, constants.MESSAGE_DRAIN_SIZE),
         ({"replicas": 3, "logBuffer": {"medium": "PersistentMemory"}}, constants.MESSAGE_SOURCE),
         ({"replicas": 3, "logBuffer": {**PMEM, "medium": "Disk"}}, constants.MESSAGE_SOURCE),
         (
@@ -194,6 +202,10 @@ def test_good_specs(spec: dict[str, Any]) -> None:
         ({"replicas": 3, "consensus": {"heartbeatInterval": "201ms"}}, constants.MESSAGE_TIMEOUTS),
         ({"replicas": 3, "consensus": {"heartbeatInterval": "1ms"}}, constants.MESSAGE_HEARTBEAT),
         ({"replicas": 3, "consensus": {"electionTimeout": "61s"}}, constants.MESSAGE_ELECTION),
+        (
+            {"replicas": 3, "consensus": {"leaderPreference": ["Writers", "zone-a"]}},
+            constants.MESSAGE_LEADER_PREFERENCE,
+        ),
     ],
 )
 def test_bad_specs_break_exactly_their_rule(spec: dict[str, Any], message: str) -> None:
@@ -204,7 +216,8 @@ def test_bad_specs_break_exactly_their_rule(spec: dict[str, Any], message: str) 
     "spec",
     [
         {"replicas": -1},
-        {"replicas": 0},
+        {"replicas": 3, "bootstrap": {"identity": "Adopt"}},
+        {"replicas": 3, "bootstrap": {"identity": "new"}},
         {"replicas": 51},
         {"replicas": "three"},
         {},
@@ -357,6 +370,19 @@ def test_the_nodes_command_line_is_understood() -> None:
         assert config.peer_url == "http://demo-3-0.demo-peers.default.svc:2380"
 
 
+@pytest.mark.parametrize(
+    ("drain", "wished"), [({}, 8 << 20), ({"size": "1Mi"}, 1 << 20), ({"size": "100Mi"}, 100 << 20)]
+)
+def test_the_resources_drain_size_is_the_nodes(drain: dict[str, Any], wished: int) -> None:
+    from raftkv_node.config import parse_arguments
+
+    given = {"replicas": 3, "logBuffer": {**PMEM, "drain": drain}}
+    for spec in (given, _defaulted(SCHEMA["properties"]["spec"], deepcopy(given))):
+        words = member_objects.arguments(ClusterSpec.parse(spec), OWNER.names, 3)
+        config = parse_arguments([word.replace("$(POD_IP)", "10.0.0.1") for word in words[1:]], {})
+        assert config.adr_drain_size == wished
+
+
 def test_disk_mode_has_no_ring() -> None:
     body = member_objects.stateful_set(ClusterSpec(), OWNER, 1)
     assert "ring" not in {v["name"] for v in body["spec"]["template"]["spec"]["volumes"]}
@@ -371,6 +397,7 @@ def test_scaling_and_pinning_change_no_template_hash_but_settings_do() -> None:
     for other in (
         ClusterSpec(medium="PersistentMemory", ring_host_path="/mnt/pmem0", version="0.2.0"),
         ClusterSpec(medium="PersistentMemory", ring_host_path="/mnt/pmem0", ring_size="32Mi"),
+        ClusterSpec(medium="PersistentMemory", ring_host_path="/mnt/pmem0", drain_size="2Mi"),
         ClusterSpec(medium="PersistentMemory", ring_host_path="/mnt/pmem0", minimum_durability="process"),
         ClusterSpec(medium="PersistentMemory", ring_host_path="/mnt/pmem0", election_milliseconds=2000),
     ):

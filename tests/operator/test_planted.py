@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,8 +80,53 @@ def test_m2_a_latch_written_by_merge_patch(monkeypatch: pytest.MonkeyPatch) -> N
         World(sample(3)).settle()
 
 
+def test_m2_a_latch_replaced_after_the_cluster_was_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers: what was promised to clients is still on the disks, and a new cluster would forget it."""
+
+    def anew(picture: Picture) -> actions.Action | None:
+        if picture.latch.phase != "Opened" or picture.configuration is not None:
+            return None
+        latch = replace(picture.latch, cluster_id=picture.latch.cluster_id ^ 1, phase="Latched")
+        return actions.WriteLatch("Form", latch, "forming the cluster anew")
+
+    world = settled(3)
+    _with_rule(monkeypatch, anew)
+    world.settle()  # while a quorum answers the mistake does not show
+    for number in (1, 2, 3):
+        claim = world.get(CLAIMS, f"data-{NAME}-{number}")
+        assert claim is not None
+        world.refusals[claim["metadata"]["uid"]] = (137, "killed")
+    with pytest.raises(ViolationError, match="the latch was replaced"):
+        world.settle()
+
+
+def test_m10_a_member_destroyed_by_a_decision_that_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator decides while fewer members are wished, is stopped, and acts when more are wished again."""
+    decided: list[actions.Action] = []
+    scaled_back = False
+
+    def late(picture: Picture) -> actions.Action | None:
+        if not decided:
+            decided.extend(
+                actions.DeleteStatefulSet(m.number, m.name, m.set.name, m.set.uid)
+                for m in picture.leaving
+                if m.set is not None
+            )
+        return decided[0] if decided and scaled_back else None
+
+    _with_rule(monkeypatch, late)
+    world = settled(5)
+    world.scale(3)
+    world.step(world.operator())
+    assert decided
+    world.scale(5)
+    scaled_back = True
+    with pytest.raises(ViolationError, match="before its id was removed"):
+        world.settle()
+
+
 def test_m3_a_second_identity_after_the_status_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "conflict", lambda seen: None)
+    monkeypatch.setattr(identity, "_witnesses", lambda seen: ())
     world = settled(3)
     world.cluster.pop("status")
     with pytest.raises(ViolationError, match="a second cluster was bootstrapped"):

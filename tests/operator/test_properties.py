@@ -14,10 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from operator_fakes import FakeMembers
 from operator_world import NAME, OperatorCrash, World, quorum, sample, settled
-from raftkv_operator.act.executor import Executor, NameTakenError
+from raftkv_operator.act.executor import Executor, NameTakenError, NotNowError
 from raftkv_operator.api import constants
 from raftkv_operator.decide import Action, decide
-from raftkv_operator.decide.actions import RestartMember
 from raftkv_operator.loop import ClusterLoop
 from raftkv_operator.observe.seams import CLAIMS, PODS, KubeError, MemberError
 
@@ -25,6 +24,8 @@ MEMBER = st.integers(0, 6)
 OPERATIONS = st.one_of(
     st.tuples(st.just("pass"), st.integers(1, 12)),
     st.tuples(st.just("scale"), st.integers(1, 5)),
+    st.tuples(st.just("hibernate"), st.just(0)),
+    st.tuples(st.just("lose_status"), st.just(0)),
     st.tuples(st.just("kill_pod"), MEMBER),
     st.tuples(st.just("fail"), MEMBER),
     st.tuples(st.just("heal"), MEMBER),
@@ -61,6 +62,15 @@ class Life:
 
     def _scale(self, replicas: int) -> None:
         self.world.scale(replicas)
+
+    def _hibernate(self, _: int) -> None:
+        self.world.scale(0)
+
+    def _lose_status(self, _: int) -> None:
+        """A restored custom resource has no status; before the opening there is nothing to go on from."""
+        if self.world.status.get("identity", {}).get("phase") == "Opened":
+            self.world.cluster.pop("status")
+            self.world.touch(self.world.cluster)
 
     def _edit(self, patch: int) -> None:
         self.world.apply({**self.world.cluster["spec"], "version": f"0.1.{patch}"})
@@ -121,8 +131,7 @@ class Life:
             spec, seen = await other._observe(objects, fresh=True)  # with the token that the first look found
             assert spec is not None
             decision = decide(spec, seen)
-            # A restart is an eviction without the leader's ticket (M11) so far: one stopped in the middle may be late.
-            if isinstance(decision, Action) and not isinstance(decision, RestartMember):
+            if isinstance(decision, Action):
                 self.late = (Executor(self.world.kube, FakeMembers(self.world), spec, seen), decision)
 
         asyncio.run(look())
@@ -135,7 +144,7 @@ class Life:
         self.late = None
         try:
             asyncio.run(executor.run(action))
-        except (KubeError, MemberError, NameTakenError):
+        except (KubeError, MemberError, NameTakenError, NotNowError):
             pass
         except OperatorCrash:
             self.world.crash_at = None
@@ -148,9 +157,22 @@ class Life:
         for uid, (code, _) in list(world.refusals.items()):
             if code == 137:
                 world.refusals.pop(uid)
-        self.loop = world.settle(self.loop)
+        if not world.spec.replicas:
+            world.scale(3)
+        self.loop = self._settle_or_adopt()
         world.settle(self.loop)
         world.check_settled()
+
+    def _settle_or_adopt(self) -> ClusterLoop:
+        """Where the claims do not prove enough a person says that it is this cluster (M3)."""
+        world = self.world
+        for _ in range(20):
+            self._pass(1)
+        stalled = [c for c in world.status.get("conditions", ()) if c["type"] == "Stalled" and c["status"] == "True"]
+        if stalled and stalled[0]["reason"] == "IdentityConflict":
+            (cluster_id,) = world.clusters
+            world.apply({**world.cluster["spec"], "bootstrap": {"identity": f"Adopt {cluster_id:016x}"}})
+        return world.settle(self.loop)
 
 
 def _live(operations: list[tuple[str, int]], replicas: int, created: bool) -> World:
@@ -189,6 +211,8 @@ def test_a_deletion_leaves_nothing_whatever_happens(operations: list[tuple[str, 
     life = Life(world, world.operator())
     for operation in operations:
         life.do(operation)
+    if world.of(CLAIMS) and "identity" not in world.status:
+        life.leave_alone()  # what has no identity deletes no disk: it is adopted first
     world.delete_cluster()
     world.crash_at, world.fail_next = None, []
     world.refusals.clear()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,15 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+
+from certificates import Authority, Pair
+from raftkv_node.bench.target import Target, parse_endpoints
+
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
+# The low bits of the clock id that clock_getcpuclockid(3) gives for a process: /proc counts in hundredths of a second.
+_CPU_CLOCK = 2
 
 
 def free_ports(count: int) -> list[int]:
@@ -29,6 +37,49 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def process_cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    return time.clock_gettime((~pid << 3) | _CPU_CLOCK)
+
+
+def process_resident_bytes(pid: int, *, shared: bool = True) -> int:
+    """Resident memory of a process now; ``shared``: with its pages on tmpfs (a ring)."""
+    kinds = ("RssAnon", "RssFile", "RssShmem") if shared else ("RssAnon", "RssFile")
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return sum(int(fields[kind].split()[0]) << 10 for kind in kinds)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """What members and clients of a cluster with TLS show each other."""
+
+    authority: Authority
+    member: Pair
+    client: Pair
+
+    @staticmethod
+    def make(folder: Path) -> Certificates:
+        """Throw-away ones, in a folder."""
+        authority = Authority(folder)
+        return Certificates(authority, authority.pair("member"), authority.pair("client"))
+
+    def flags(self) -> list[str]:
+        """Of a member: everybody who speaks to it shows a certificate. etcd and RaftKV have the same."""
+        return [
+            *("--client-cert-auth", "--cert-file", self.member.cert, "--key-file", self.member.key),
+            *("--trusted-ca-file", self.authority.file, "--peer-client-cert-auth"),
+            *("--peer-cert-file", self.member.cert, "--peer-key-file", self.member.key),
+            *("--peer-trusted-ca-file", self.authority.file),
+        ]
+
+    def context(self) -> ssl.SSLContext:
+        """Of a client in Python."""
+        context = ssl.create_default_context(cafile=self.authority.file)
+        context.load_cert_chain(self.client.cert, self.client.key)
+        return context
 
 
 @dataclass
@@ -49,14 +100,12 @@ class Member:
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
         assert self.process is not None
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return process_cpu_seconds(self.process.pid)
 
-    def resident_bytes(self) -> int:
-        """Resident memory of the process now."""
+    def resident_bytes(self, *, shared: bool = True) -> int:
+        """Resident memory of the process now; ``shared``: with its pages on tmpfs (a ring)."""
         assert self.process is not None
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return process_resident_bytes(self.process.pid, shared=shared)
 
 
 class Cluster:
@@ -64,19 +113,49 @@ class Cluster:
 
     kind = "cluster"
 
-    def __init__(self, size: int, folder: Path | None = None) -> None:
+    def __init__(self, size: int, folder: Path | None = None, *, tls: bool = False) -> None:
         self._root = Path(tempfile.mkdtemp(prefix=f"{self.kind}-", dir=folder))
         ports = free_ports(2 * size)
         self.members = [
             Member(f"n{i + 1}", ports[2 * i], ports[2 * i + 1], self._root / f"n{i + 1}") for i in range(size)
         ]
+        self._certificates = Certificates.make(self._root) if tls else None
+        self._scheme = "https" if tls else "http"
+        self._context = self._certificates.context() if self._certificates else None
 
     def _command(self, member: Member) -> list[str]:
         raise NotImplementedError
 
     def initial_cluster(self) -> str:
         """The value of ``--initial-cluster``."""
-        return ",".join(f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in self.members)
+        return ",".join(f"{m.name}={self._scheme}://127.0.0.1:{m.peer_port}" for m in self.members)
+
+    def _urls(self, member: Member) -> list[str]:
+        """The flags that both kinds of members take."""
+        client = f"{self._scheme}://127.0.0.1:{member.client_port}"
+        peer = f"{self._scheme}://127.0.0.1:{member.peer_port}"
+        return [
+            *("--name", member.name, "--data-dir", str(member.folder / "data")),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", self.initial_cluster(), "--initial-cluster-state", "new"),
+            *("--log-level", "error", *(self._certificates.flags() if self._certificates else [])),
+        ]
+
+    def target(self, *, leader_only: bool = False) -> Target:
+        """For the load generator."""
+        endpoints = self.endpoints(leader_only=leader_only)
+        if self._certificates is None:
+            return Target(parse_endpoints(endpoints)[0])
+        urls = ",".join(f"https://{one}" for one in endpoints.split(","))
+        authority, client = Path(self._certificates.authority.file), self._certificates.client
+        return Target(*parse_endpoints(urls), authority, Path(client.cert), Path(client.key))
+
+    def get(self, member: Member, path: str) -> bytes:
+        """An HTTP GET on a member's client port."""
+        url = f"{self._scheme}://{member.endpoint}{path}"
+        with urllib.request.urlopen(url, timeout=5, context=self._context) as answer:
+            return bytes(answer.read())
 
     def __enter__(self) -> Cluster:
         try:
@@ -105,6 +184,12 @@ class Cluster:
     def _clean(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
 
+    def stop(self, member: Member) -> None:
+        """Ends the member's process as an operator does, by SIGTERM."""
+        assert member.process is not None
+        member.process.send_signal(signal.SIGTERM)
+        member.process.wait(_STOP_SECONDS)
+
     def start(self, member: Member) -> None:
         """Starts the member's process; its output goes to ``log`` in its folder."""
         with (member.folder / "log").open("ab") as log:
@@ -121,11 +206,9 @@ class Cluster:
                     raise RuntimeError(f"{self.kind} member {member.name} did not become healthy:\n{text}")
                 time.sleep(0.05)
 
-    @staticmethod
-    def _healthy(member: Member) -> bool:
+    def _healthy(self, member: Member) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{member.endpoint}/health", timeout=5) as answer:
-                return bool(json.load(answer)["health"] == "true")
+            return bool(json.loads(self.get(member, "/health"))["health"] == "true")
         except (OSError, ValueError, KeyError):
             return False
 
@@ -139,21 +222,31 @@ class Cluster:
         while time.monotonic() < deadline:
             for member in self.members:
                 try:
-                    with urllib.request.urlopen(f"http://{member.endpoint}/metrics", timeout=5) as answer:
-                        if b"\netcd_server_is_leader 1" in answer.read():
-                            return member
+                    if b"\netcd_server_is_leader 1" in self.get(member, "/metrics"):
+                        return member
                 except OSError:
                     continue
             time.sleep(0.1)
         raise RuntimeError(f"no member of the {self.kind} cluster says that it leads")
 
+    def leader_changes(self) -> int:
+        """Changes of the leader that the members have seen, added up."""
+        changes = 0
+        for member in self.members:
+            page = self.get(member, "/metrics").decode()
+            found = re.search(r"^etcd_server_leader_changes_seen_total (\S+)", page, flags=re.MULTILINE)
+            if found is None:
+                raise RuntimeError(f"{member.name} does not say how often its leader has changed")
+            changes += int(float(found[1]))
+        return changes
+
     def cpu_seconds(self) -> float:
         """CPU time of all members so far."""
         return sum(m.cpu_seconds() for m in self.members)
 
-    def resident_bytes(self) -> int:
+    def resident_bytes(self, *, shared: bool = True) -> int:
         """Resident memory of all members."""
-        return sum(m.resident_bytes() for m in self.members)
+        return sum(m.resident_bytes(shared=shared) for m in self.members)
 
 
 class EtcdCluster(Cluster):
@@ -161,20 +254,21 @@ class EtcdCluster(Cluster):
 
     kind = "etcd"
 
-    def __init__(self, size: int, binaries: Path, folder: Path | None = None, extra: tuple[str, ...] = ()) -> None:
-        super().__init__(size, folder)
+    def __init__(
+        self,
+        size: int,
+        binaries: Path,
+        folder: Path | None = None,
+        extra: tuple[str, ...] = (),
+        *,
+        tls: bool = False,
+    ) -> None:
+        super().__init__(size, folder, tls=tls)
         self._binaries = binaries
         self._extra = extra
 
     def _command(self, member: Member) -> list[str]:
-        client, peer = f"http://127.0.0.1:{member.client_port}", f"http://127.0.0.1:{member.peer_port}"
-        return [
-            *(str(self._binaries / "etcd"), "--name", member.name, "--data-dir", str(member.folder / "data")),
-            *("--listen-client-urls", client, "--advertise-client-urls", client),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", self.initial_cluster(), "--initial-cluster-state", "new"),
-            *("--log-level", "error", *self._extra),
-        ]
+        return [str(self._binaries / "etcd"), *self._urls(member), *self._extra]
 
 
 class RaftKVCluster(Cluster):
@@ -183,27 +277,26 @@ class RaftKVCluster(Cluster):
     kind = "raftkv"
 
     def __init__(
-        self, size: int, folder: Path | None = None, adr_folder: Path | None = None, extra: tuple[str, ...] = ()
+        self,
+        size: int,
+        folder: Path | None = None,
+        adr_folder: Path | None = None,
+        extra: tuple[str, ...] = (),
+        *,
+        tls: bool = False,
     ) -> None:
-        super().__init__(size, folder)
+        super().__init__(size, folder, tls=tls)
         self._adr = Path(tempfile.mkdtemp(prefix="raftkv-adr-", dir=adr_folder)) if adr_folder else None
         self._extra = extra
 
     def _command(self, member: Member) -> list[str]:
-        client, peer = f"http://127.0.0.1:{member.client_port}", f"http://127.0.0.1:{member.peer_port}"
         adr: list[str] = []
         if self._adr is not None:
             ring = self._adr / member.name
             ring.mkdir(exist_ok=True)
             adr = ["--adr-path", str(ring), "--minimum-durability", "process"]
-        return [
-            *(str(Path(sys.executable).with_name("raftkv")), "node"),
-            *("--name", member.name, "--data-dir", str(member.folder / "data")),
-            *("--listen-client-urls", client, "--advertise-client-urls", client),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", self.initial_cluster(), "--initial-cluster-state", "new"),
-            *("--log-level", "error", *adr, *self._extra),
-        ]
+        raftkv = str(Path(sys.executable).with_name("raftkv"))
+        return [raftkv, "node", *self._urls(member), *adr, *self._extra]
 
     def _clean(self) -> None:
         super()._clean()

@@ -1,37 +1,90 @@
-"""Runs the load generator (``tests/perf/loader``, Rust), building it at the first call."""
+"""Runs the load generator of ``raftkv bench`` within the benchmarks' own process."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
-_CRATE = Path(__file__).parent / "loader"
+from raftkv_node.bench import loads
+from raftkv_node.bench.loads import LoadPlan
+from raftkv_node.bench.running import Outcome, Size, run
+from raftkv_node.bench.target import Target, parse_endpoints
+from raftkv_node.bench.templates import Shape
+
+PREFIX = b"/bench/"
+KEY_BYTES = 23
+VALUE_BYTES = 256
+_CALLS_PER_CONNECTION = 20
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of the loader measured; latencies in microseconds."""
+    """What one run of the load generator measured; latencies in microseconds."""
 
     ok: int
-    errors: int
     seconds: float
     per_second: float
-    in_flight: int
     mean_us: float
-    p50_us: int
-    p90_us: int
-    p99_us: int
-    p999_us: int
-    max_us: int
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+    generator_cpu_seconds: float
+    outcome: Outcome
 
 
-@cache
-def _binary() -> Path:
-    subprocess.run(["cargo", "build", "--quiet", "--release", "--locked"], cwd=_CRATE, check=True)
-    return _CRATE / "target" / "release" / "raftkv-loader"
+def target_of(endpoints: str) -> Target:
+    """Plain HTTP to ``HOST:PORT[,...]``."""
+    return Target(parse_endpoints(endpoints)[0])
+
+
+def run_plan(
+    target: Target,
+    plan: LoadPlan,
+    *,
+    in_flight: int,
+    requests: int,
+    existing_keys: int,
+    new_per_mille: int = 0,
+    value_bytes: int = VALUE_BYTES,
+    rate: float | None = None,
+    seed: int = 7,
+    look_seconds: float = 1.0,
+) -> Result:
+    """One run with up to ``in_flight`` calls under way; raises when a call fails.
+
+    Up to 20 calls share a connection, as with a client library that multiplexes.
+    """
+    size = Size(
+        clients=in_flight,
+        connections=max(1, in_flight // _CALLS_PER_CONNECTION),
+        total=requests,
+        key_space=max(1, existing_keys),
+        new_keys=new_per_mille / 1000,
+        rate=rate,
+        call_timeout_seconds=60.0,
+        seed=seed,
+    )
+    outcome = run(target, plan, size, Shape(PREFIX, KEY_BYTES, value_bytes), look_seconds=look_seconds)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    if outcome.errors or outcome.snapshot.failure:
+        first = outcome.snapshot.failure or outcome.snapshot.errors[0][2]
+        raise RuntimeError(f"{outcome.errors} calls of a load failed: {first}")
+    latencies, seconds = outcome.all_latencies(), outcome.snapshot.elapsed_seconds
+    return Result(
+        ok=latencies.count,
+        seconds=seconds,
+        per_second=latencies.count / seconds,
+        mean_us=latencies.sum_ns / latencies.count / 1000,
+        p50_us=latencies.percentile(50) / 1000,
+        p90_us=latencies.percentile(90) / 1000,
+        p99_us=latencies.percentile(99) / 1000,
+        p999_us=latencies.percentile(99.9) / 1000,
+        max_us=latencies.max_ns / 1000,
+        generator_cpu_seconds=outcome.cpu_seconds,
+        outcome=outcome,
+    )
 
 
 def run_load(
@@ -39,31 +92,19 @@ def run_load(
     *,
     in_flight: int,
     requests: int,
-    operation: str = "put",
     existing_keys: int = 0,
     new_per_mille: int = 500,
-    value_bytes: int = 256,
+    value_bytes: int = VALUE_BYTES,
     seed: int = 7,
 ) -> Result:
-    """One closed-loop run with ``in_flight`` calls under way; raises when a call fails.
-
-    Up to 20 calls share a connection, as with a client library that multiplexes.
-    """
-    connections = max(1, in_flight // 20)
-    streams = in_flight // connections
-    arguments = {
-        "endpoints": endpoints,
-        "operation": operation,
-        "connections": connections,
-        "streams": streams,
-        "requests": requests,
-        "existing-keys": existing_keys,
-        "new-per-mille": new_per_mille,
-        "value-bytes": value_bytes,
-        "seed": seed,
-    }
-    command = [str(_binary()), *(part for name, value in arguments.items() for part in (f"--{name}", str(value)))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"the loader failed: {done.stderr.strip()}")
-    return Result(**json.loads(done.stdout))
+    """Puts in a closed loop."""
+    return run_plan(
+        target_of(endpoints),
+        loads.put(),
+        in_flight=in_flight,
+        requests=requests,
+        existing_keys=existing_keys,
+        new_per_mille=new_per_mille,
+        value_bytes=value_bytes,
+        seed=seed,
+    )

@@ -34,6 +34,7 @@ from raftkv_node.raft import (
     Raft,
     Ready,
     Role,
+    Snapshot,
     decode_message,
     encode_message,
 )
@@ -94,6 +95,9 @@ def show_message(message: Message) -> str:
         parts.append(f"round {message.sequence}")
     elif kind == MessageType.READ_INDEX_RESPONSE:
         parts.append(f"{message.index}")
+    elif kind in (MessageType.SNAPSHOT, MessageType.SNAPSHOT_RESPONSE):
+        parts.append(f"{message.log_term}/{message.index} transfer {message.sequence} piece {message.context.decode()}")
+        parts.extend([f"match {message.match}"] if kind == MessageType.SNAPSHOT else [])
     elif kind == MessageType.PROPOSE:
         parts.append(f"{message.data.decode()} ({message.context.decode()})")
     elif kind == MessageType.PROPOSE_REJECTED:
@@ -117,12 +121,20 @@ class Disk:
     hard_state: HardState = field(default_factory=HardState)
     configuration: Configuration = field(default_factory=Configuration)
     entries: list[Entry] = field(default_factory=list)
+    snapshot: Snapshot | None = None
+    """What the entries follow, where the log was replaced."""
+
+    @property
+    def base_index(self) -> int:
+        return self.snapshot.index if self.snapshot is not None else 0
 
     def write(self, ready: Ready) -> None:
         if ready.hard_state is not None:
             self.hard_state = ready.hard_state
+        if ready.snapshot is not None:
+            self.snapshot, self.entries = ready.snapshot, []
         if ready.entries:
-            del self.entries[ready.entries[0].index - 1 :]
+            del self.entries[ready.entries[0].index - self.base_index - 1 :]
             self.entries.extend(ready.entries)
 
 
@@ -136,6 +148,8 @@ class Node:
     waiting: list[Ready] = field(default_factory=list)
     fetches: list[FetchRequest] = field(default_factory=list)
     applied: list[Entry] = field(default_factory=list)
+    pieces: dict[tuple[int, int], set[int]] = field(default_factory=dict)
+    """Pieces of snapshots that have come, by sender and transfer."""
 
 
 class World:
@@ -149,6 +163,8 @@ class World:
         self.lost: set[str] = set()
         self.held: list[Message] = []
         self.level = Level.ALL
+        self.transfers: dict[int, tuple[Snapshot, int]] = {}
+        """Snapshots that were made, and their number of pieces, by transfer."""
 
     def say(self, line: str, level: Level = Level.OUTCOMES) -> None:
         if level <= self.level:
@@ -213,8 +229,12 @@ class World:
             pre_vote=options.get("pre_vote", "on") == "on",
             check_quorum=options.get("check_quorum", "on") == "on",
             apply_before_durable=options.get("apply_before_durable", "off") == "on",
+            lazy_commit=options.get("lazy_commit", "off") == "on",
         )
         initial = InitialState(disk.hard_state, base_configuration=disk.configuration, entries=tuple(disk.entries))
+        if disk.snapshot is not None:
+            index, term, at, configuration = disk.snapshot
+            initial = InitialState(disk.hard_state, index, term, configuration, at, tuple(disk.entries), index)
         self.nodes[member] = Node(Raft(config, initial), disk, options)
 
     def do_crash(self, words: list[str], _options: dict[str, str]) -> None:
@@ -291,6 +311,72 @@ class World:
 
     def do_compact(self, words: list[str], _options: dict[str, str]) -> None:
         self.say(f"window begins after {self.nodes[int(words[0])].raft.compact(int(words[1]))}")
+
+    def do_discard(self, words: list[str], _options: dict[str, str]) -> None:
+        """discard N INDEX: entries of N up to there leave memory and disk."""
+        raft, index = self.nodes[int(words[0])].raft, int(words[1])
+        raft.compact(index)
+        raft.entries_released(index)
+
+    def do_snapshot(self, words: list[str], options: dict[str, str]) -> None:
+        """snapshot N PEER [index=I pieces=K send=0,1]: N's caller makes a snapshot and sends its pieces (one)."""
+        node, peer = self.nodes[int(words[0])], int(words[1])
+        raft = node.raft
+        index = int(options.get("index", raft.applied_index))
+        configuration = (0, node.disk.configuration)
+        for entry in node.disk.entries[: index - node.disk.base_index]:
+            if entry.type == EntryType.CONFIG:
+                configuration = (entry.index, Configuration.decode(entry.data))
+        term = raft.term_at(index) if raft.term_at(index) >= 0 else node.disk.entries[index - 1].term
+        if not raft.snapshot_started(peer, index):
+            self.say("not wanted")
+            return
+        number = len(self.transfers) + 1
+        pieces = int(options.get("pieces", 1))
+        self.transfers[number] = (Snapshot(index, term, *configuration), pieces)
+        self.do_pieces([words[0], words[1], str(number)], options)
+
+    def do_pieces(self, words: list[str], options: dict[str, str]) -> None:
+        """pieces N PEER TRANSFER [send=0,1]: send pieces of a snapshot (again), by default all."""
+        snapshot, pieces = self.transfers[int(words[2])]
+        for piece in ids_of(options["send"]) if "send" in options else range(pieces):
+            context = f"{piece + 1}/{pieces}".encode()
+            raft = self.nodes[int(words[0])].raft
+            raft.send_snapshot(int(words[1]), snapshot.index, snapshot.term, int(words[2]), context, b"")
+
+    def do_snapshot_failed(self, words: list[str], _options: dict[str, str]) -> None:
+        """snapshot-failed N PEER: N's caller gives up."""
+        self.nodes[int(words[0])].raft.snapshot_failed(int(words[1]))
+
+    def do_install(self, words: list[str], _options: dict[str, str]) -> None:
+        """install N TRANSFER: N's caller has all pieces, durable."""
+        self.install(int(words[0]), int(words[1]))
+
+    def install(self, member: int, number: int) -> None:
+        taken = self.nodes[member].raft.restore(self.transfers[number][0])
+        self.say(f"{member} {'takes' if taken else 'does not take'} the snapshot", Level.EVENTS)
+
+    def transfer_message(self, member: int, message: Message) -> None:
+        """What a member's caller does with a message of a transfer: a whole snapshot is installed at once."""
+        node = self.nodes[member]
+        if message.type == MessageType.SNAPSHOT_RESPONSE or not message.context:
+            return  # (a forged piece has no context)
+        _, pieces = self.transfers[message.sequence]
+        have = node.pieces.setdefault((message.sender, message.sequence), set())
+        have.add(int(message.context.decode().split("/")[0]))
+        node.raft.answer_snapshot(message, f"{len(have)}/{pieces}".encode())
+        if len(have) == pieces and node.options.get("install") != "later":
+            self.install(member, message.sequence)
+
+    def do_eager(self, words: list[str], _options: dict[str, str]) -> None:
+        """eager N on|off: whether somebody waits at N for what is committed."""
+        self.nodes[int(words[0])].raft.eager = words[1] == "on"
+
+    def do_tell(self, words: list[str], _options: dict[str, str]) -> None:
+        """tell N: N tells the commit index to all; says whether there was need to."""
+        raft = self.nodes[int(words[0])].raft
+        self.say(f"{words[0]} has {'a commit' if raft.commit_untold else 'nothing'} to tell")
+        raft.tell_commit()
 
     def do_unreachable(self, words: list[str], _options: dict[str, str]) -> None:
         self.nodes[int(words[0])].raft.report_unreachable(int(words[1]))
@@ -373,6 +459,7 @@ class World:
         self.queue = [m for m in self.queue if not any(m is other for other in self.held)]
 
     def do_release(self, _words: list[str], _options: dict[str, str]) -> None:
+        """release: what `hold` kept is in the queue (again)."""
         self.queue.extend(self.held)
 
     def hand_over(self, message: Message) -> None:
@@ -403,6 +490,10 @@ class World:
                     node.waiting.append(ready)
             else:
                 self.complete(node, ready)
+            if ready.snapshot is not None and node.options.get("async") != "on":
+                node.raft.applied(ready.snapshot.index)
+            for message in ready.snapshot_messages:
+                self.transfer_message(member, message)
             node.fetches.extend(ready.fetch_requests)
             if ready.committed_entries:
                 node.applied.extend(ready.committed_entries)
@@ -412,6 +503,8 @@ class World:
     def complete(self, node: Node, ready: Ready) -> None:
         node.disk.write(ready)
         node.raft.persisted(ready.number)
+        if ready.snapshot is not None and node.options.get("async") == "on":
+            node.raft.applied(ready.snapshot.index)
         self.queue.extend(ready.messages_after_persist)
 
     def do_persist(self, words: list[str], options: dict[str, str]) -> None:
@@ -426,6 +519,12 @@ class World:
         """Describe a Ready's effects."""
         if ready.soft_state:
             self.say(self.describe_role(member), Level.EVENTS)
+        if ready.snapshot is not None:
+            at, configuration = ready.snapshot.configuration_index, ready.snapshot.configuration
+            where = f"{ready.snapshot.term}/{ready.snapshot.index}"
+            self.say(
+                f"{member} replaces its log after {where}, {at}: {show_configuration(configuration)}", Level.EVENTS
+            )
         if ready.entries:
             self.say(f"{member} writes {show_entries(ready.entries)}", Level.EVENTS)
         if ready.configuration:
@@ -441,6 +540,8 @@ class World:
             self.say(f"{member} proposal {context.decode()} was rejected: {why.name}")
         for request in ready.fetch_requests:
             self.say(f"{member} fetches from {request.first} for {request.peer}", Level.EVENTS)
+        for peer in ready.snapshot_requests:
+            self.say(f"{member} must send {peer} a snapshot", Level.EVENTS)
 
     def describe_role(self, member: int) -> str:
         raft = self.nodes[member].raft
@@ -481,7 +582,9 @@ class World:
 
     def do_log(self, words: list[str], _options: dict[str, str]) -> None:
         for member in [int(word) for word in words] or sorted(self.nodes):
-            self.say(f"{member}: {show_entries(self.nodes[member].disk.entries)}")
+            disk = self.nodes[member].disk
+            start = f"({disk.snapshot.term}/{disk.snapshot.index}) " if disk.snapshot is not None else ""
+            self.say(f"{member}: {start}{show_entries(disk.entries)}".rstrip())
 
     def do_progress(self, words: list[str], _options: dict[str, str]) -> None:
         """progress N: how the leader N sees the others."""

@@ -33,6 +33,7 @@ changes = st.builds(
     ConfigurationChange,
     voters=st.none() | ids,
     demote_to_standby=st.booleans(),
+    standbys=st.just(frozenset[int]()) | ids,
     add_learners=attributes,
     add_standbys=attributes,
     remove=ids,
@@ -59,6 +60,8 @@ def test_a_change_is_refused_or_gives_what_was_wished(before: Configuration, cha
     assert not after.removed & after.ids
     demoted = before.voters - wished - change.remove
     assert demoted <= (after.standbys if change.demote_to_standby else after.learners)
+    assert change.standbys <= after.standbys
+    assert before.learners - wished - change.remove - change.standbys <= after.learners
     assert after.ids == (before.ids | change.add_learners.keys() | change.add_standbys.keys()) - change.remove
     for member in after.ids:
         expected = {**before.members, **change.attributes, **change.add_learners, **change.add_standbys}[member]
@@ -103,6 +106,7 @@ IMPOSSIBLE = {
     "member added": ConfigurationChange(add_learners={3: b""}),
     "added and removed": ConfigurationChange(add_learners={4: b""}, remove=frozenset({4})),
     "voter and removed": ConfigurationChange(voters=frozenset({1, 2}), remove=frozenset({2})),
+    "standby that is no learner": ConfigurationChange(standbys=frozenset({3})),
     "attributes of nobody": ConfigurationChange(attributes={7: b"x"}),
     "nothing": ConfigurationChange(),
     "nothing, said twice": ConfigurationChange(voters=frozenset({1, 2, 3}), settings=b""),

@@ -83,7 +83,7 @@ class Bench:
         self.writes = Writes(1, WriteLimits(), 5.0)
         self.answers = Answers()
         self.events: list[RevisionEvents] = []
-        self.replica: Any = SimpleNamespace(committed=deque(), applied=lambda index: None)
+        self.replica: Any = SimpleNamespace(committed=deque(), applied=lambda index: None, installing=False)
         pool: Any = self.pool
         answers: Any = self.answers
         self.ahead = Ahead(OWN, self.store, self.writes, pool, lambda: self.now)
@@ -96,6 +96,7 @@ class Bench:
             metrics=Metrics(),
             ahead=self.ahead,
             notify=self.events.extend,
+            count_origin=lambda origin, number: None,
         )
         self.index = 0
         self.calls = 0

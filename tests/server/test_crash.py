@@ -196,6 +196,40 @@ def test_a_paused_leader_answers_no_stale_read(tmp_path: Path) -> None:
         hashes_agree(under_test)
 
 
+def test_etcd_20418_a_leader_that_wakes_up_alone_answers_no_read_from_what_it_knew(tmp_path: Path) -> None:
+    """It was stopped, others have written since, and nobody tells it: whoever might is stopped now, and what was on its
+    way ended with earlier processes. Until an election timeout is over it takes itself for the leader; a read that it
+    answers is stale."""
+
+    def read(stub: rpc_pb2_grpc.KVStub, seconds: float) -> bytes:
+        return bytes(stub.Range(rpc_pb2.RangeRequest(key=b"k"), timeout=seconds, wait_for_ready=True).kvs[0].value)
+
+    def write(stub: rpc_pb2_grpc.KVStub, value: bytes) -> None:
+        stub.Put(rpc_pb2.PutRequest(key=b"k", value=value), timeout=20, wait_for_ready=True)
+
+    with cluster(tmp_path, 3, "adr") as under_test:
+        leader = under_test.leader()
+        others = [one for one in under_test.members if one is not leader]
+        with channel(leader.endpoint) as connection:
+            old = rpc_pb2_grpc.KVStub(connection)
+            write(old, b"old")
+            leader.signal(signal.SIGSTOP)
+            for one in others:
+                one.kill()
+                one.start()
+            with channel(others[0].endpoint) as another:
+                write(rpc_pb2_grpc.KVStub(another), b"new")
+            for one in others:
+                one.signal(signal.SIGSTOP)
+            leader.signal(signal.SIGCONT)
+            for _ in range(20):
+                with pytest.raises(grpc.RpcError):
+                    read(old, 0.1)
+            for one in others:
+                one.signal(signal.SIGCONT)
+            assert read(old, 20) == b"new"
+
+
 def test_a_member_that_was_stopped_well_says_so_and_comes_back(tmp_path: Path) -> None:
     """D9: SIGTERM ends with code 0, the lead is handed on, and the next start replays nothing."""
     with cluster(tmp_path, 3, "adr") as under_test:

@@ -21,6 +21,7 @@ JUDGE = Judge(0xC1, 1, frozenset({5}), {2: b"d" * 16}, {2: (7, 99)})
         st.binary(min_size=16, max_size=16),
         *(st.integers(0, 2**64 - 1),) * 2,
         st.text(max_size=100),
+        *(st.integers(0, 2**64 - 1),) * 2,
     )
 )
 def test_a_hello_comes_back_as_it_was(hello: Hello) -> None:
@@ -39,15 +40,15 @@ def test_arbitrary_bytes_are_refused_or_read(data: bytes) -> None:
 def test_another_version_is_refused() -> None:
     data = bytearray(HELLO.encode())
     data[4] += 1
-    with pytest.raises(HelloError, match="version 2 is not known"):
+    with pytest.raises(HelloError, match="version 3 is not known"):
         Hello.decode(bytes(data))
 
 
-def test_a_member_with_the_right_binding_is_heard() -> None:
+def test_m4_a_member_with_the_right_binding_is_heard() -> None:
     assert JUDGE.refusal(HELLO) is None
 
 
-def test_an_unknown_member_of_the_same_cluster_is_heard() -> None:
+def test_m4_an_unknown_member_of_the_same_cluster_is_heard() -> None:
     """M4: a lagging member must not block a live quorum."""
     assert JUDGE.refusal(replace(HELLO, from_id=9, disk_uuid=b"x" * 16)) is None
 
@@ -55,22 +56,37 @@ def test_an_unknown_member_of_the_same_cluster_is_heard() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"cluster_id": 0xC2}, "cluster id c2 is not c1"),
+        ({"cluster_id": 0xC2}, "cluster ID mismatch: c2 is not c1"),
         ({"to_id": 3}, "this is member 1, not 3"),
         ({"from_id": 1}, "this member's own"),
-        ({"from_id": 5}, "was removed"),
-        ({"disk_uuid": b"e" * 16}, "bound to another disk"),
+        ({"from_id": 5}, "has been permanently removed from the cluster"),
+        ({"disk_uuid": b"e" * 16}, "has already been bootstrapped, and is bound to another disk"),
         ({"generation": 6}, "older disk"),
         ({"nonce": 98}, "runs twice"),
     ],
 )
-def test_who_is_not_heard(change: dict[str, int], reason: str) -> None:
+def test_m4_m5_who_is_not_heard(change: dict[str, int], reason: str) -> None:
     """M4, M5."""
     refusal = JUDGE.refusal(replace(HELLO, **change))  # type: ignore[arg-type]
     assert refusal is not None
     assert reason in refusal
 
 
-def test_a_later_opening_is_heard() -> None:
+def test_m5_a_later_opening_is_heard() -> None:
     """M5."""
     assert JUDGE.refusal(replace(HELLO, generation=8, nonce=1)) is None
+
+
+@pytest.mark.parametrize(
+    ("term", "last_index", "heard"),
+    [(4, 50, False), (5, 29, False), (5, 30, True), (5, 31, True), (6, 3, True)],
+)
+def test_m5_what_a_member_has_promised_here_its_disk_must_have(term: int, last_index: int, heard: bool) -> None:
+    """A copy of a disk that was taken in the middle of an opening has no lower generation, but a shorter memory. Only a
+    leader of a later term takes entries away."""
+    judge = replace(JUDGE, receipts={2: (7, 5, 30)})
+    refusal = judge.refusal(replace(HELLO, generation=8, nonce=1, term=term, last_index=last_index))
+    assert (refusal is None) == heard
+    assert heard or "older disk" in str(refusal)
+    same_opening = replace(HELLO, term=term, last_index=last_index)
+    assert judge.refusal(same_opening) is None, "a hello says how the log was opened; promises have been made since"

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from processes import NodeProcess, channel, free_ports, wait_until
+from processes import START_SECONDS, NodeProcess, channel, free_ports, wait_until
 from raftkv_node.pb import admin_pb2, admin_pb2_grpc, rpc_pb2, rpc_pb2_grpc
 from raftkv_node.server import identity as identities
 
@@ -28,7 +28,7 @@ class Operated(NodeProcess):
         with channel(self.endpoint) as connection:
             stub = admin_pb2_grpc.AdminStub(connection)
             metadata = (("authorization", f"Bearer {token}"),)
-            return getattr(stub, name)(request, timeout=10, metadata=metadata, wait_for_ready=True)
+            return getattr(stub, name)(request, timeout=START_SECONDS, metadata=metadata, wait_for_ready=True)
 
     def describe(self) -> Any:
         return self.call("Describe", admin_pb2.DescribeRequest())
@@ -141,6 +141,17 @@ def form(cluster: Cluster) -> None:
 def put(node: Operated, key: bytes, value: bytes) -> None:
     with channel(node.endpoint) as connection:
         rpc_pb2_grpc.KVStub(connection).Put(rpc_pb2.PutRequest(key=key, value=value), timeout=10)
+
+
+def test_a_founder_does_not_wait_for_an_election_timeout(tmp_path: Path) -> None:
+    (node,) = (alone := Cluster(tmp_path, 1)).nodes
+    node.arguments += ["--election-timeout", "50000"]
+    node.start()
+    try:
+        node.call("Bootstrap", admin_pb2.BootstrapRequest(identity=node.identity(), settings=settings(1)))
+        wait_until("a leader", lambda: alone.configuration() is not None, 25)
+    finally:
+        node.kill()
 
 
 def test_an_empty_node_waits_and_serves_nobody(cluster: Cluster) -> None:
@@ -267,3 +278,61 @@ def test_a_member_that_is_not_removed_is_not_wiped(cluster: Cluster) -> None:
     with pytest.raises(grpc.RpcError):
         node.call("Retire", request)
     assert node.running
+
+
+def ticket(cluster: Cluster, member_id: int, index: int | None = None) -> Any:
+    """Asks whichever leads for leave to restart a member."""
+    configuration = cluster.configuration()
+    leader = next(node for node in cluster.nodes if 0xA0 + node.number == configuration.leader_id)
+    decided = configuration.configuration_index if index is None else index
+    return leader.call("RestartTicket", admin_pb2.RestartTicketRequest(member_id=member_id, decided_at_index=decided))
+
+
+def granted(cluster: Cluster, member_id: int) -> Any:
+    """A ticket, as soon as one is given."""
+    found: list[Any] = []
+
+    def attempt() -> bool:
+        if cluster.configuration() is None:
+            return False
+        answer = ticket(cluster, member_id)
+        found[:] = [answer] if answer.granted else []
+        return bool(found)
+
+    wait_until(f"ticket for {member_id:x}", attempt)
+    return found[0]
+
+
+def test_m11_members_restart_one_at_a_time_under_a_ticket_that_later_leaders_know(cluster: Cluster) -> None:
+    form(cluster)
+    configuration = cluster.configuration()
+    leader = next(node for node in cluster.nodes if 0xA0 + node.number == configuration.leader_id)
+    first, second = (node for node in cluster.nodes if node is not leader)
+    with pytest.raises(grpc.RpcError) as stale:
+        granted_index = configuration.configuration_index - 1
+        wait_until("members are there", lambda: not ticket(cluster, 0xA0 + first.number, granted_index).reason)
+    assert stale.value.code() == grpc.StatusCode.ABORTED
+    with pytest.raises(grpc.RpcError) as elsewhere:
+        first.call("RestartTicket", admin_pb2.RestartTicketRequest(member_id=0xA0 + second.number))
+    assert elsewhere.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "leads" in ticket(cluster, 0xA0 + leader.number).reason
+    leave = granted(cluster, 0xA0 + first.number)
+    assert leave.valid_seconds < leave.hold_seconds
+    assert not leave.sole_voter
+    assert cluster.configuration().configuration_index == leave.configuration_index
+    assert cluster.configuration().restart.member_id == 0xA0 + first.number
+    assert "has a ticket" in ticket(cluster, 0xA0 + second.number).reason
+    # the operator's own settings change nothing about it, and a later leader knows it
+    cluster.change("SetSettings", settings=settings(5, opened=True))
+    with channel(leader.endpoint) as connection:
+        move = rpc_pb2.MoveLeaderRequest(targetID=0xA0 + second.number)
+        rpc_pb2_grpc.MaintenanceStub(connection).MoveLeader(move, timeout=10)
+    wait_until("another leader", lambda: (cluster.configuration() or configuration).leader_id == 0xA0 + second.number)
+    wait_until(
+        "a ticket that holds", lambda: "has a ticket" in ticket(cluster, 0xA0 + leader.number).reason, seconds=30
+    )
+    assert first.stop() == 0
+    assert "has a ticket" in ticket(cluster, 0xA0 + leader.number).reason
+    first.start()
+    again = granted(cluster, 0xA0 + leader.number)
+    assert again.number == leave.number + 1

@@ -17,6 +17,7 @@ from raftkv_node.server.identity import Identity
 from raftkv_node.server.log import Logger
 from raftkv_node.server.members import founders
 from raftkv_node.server.metrics import Metrics
+from raftkv_node.server.openings import Told
 from raftkv_node.server.peers import FrameKind, Peers, PeerTls, members_frame
 from raftkv_node.server.resolver import Resolver
 
@@ -24,8 +25,17 @@ OWN, OTHER, THIRD = 1, 2, 3
 INBOUND = 1 << 40
 
 
-def hello(sender: int, to: int = OWN, cluster: int = 0xC1) -> Hello:
-    return Hello(HelloKind.MEMBER, cluster, sender, to, bytes([sender]) * 16, 1, 1, f"http://host-{sender}:2380")
+def hello(sender: int, to: int = OWN, cluster: int = 0xC1, generation: int = 1) -> Hello:
+    return Hello(
+        HelloKind.MEMBER,
+        cluster,
+        sender,
+        to,
+        bytes([sender]) * 16,
+        generation,
+        generation,
+        f"http://host-{sender}:2380",
+    )
 
 
 class Transport:
@@ -37,6 +47,7 @@ class Transport:
         self.rejected: list[tuple[int, bytes]] = []
         self.closed: list[int] = []
         self.sent: list[tuple[int, bytes]] = []
+        self.told: list[int] = []
         self.broken: set[int] = set()
 
     def peer_connect(self, link_id: int, host: str, port: int, hello: bytes, tls: object = None) -> None:
@@ -53,7 +64,9 @@ class Transport:
         self.rejected.append((inbound_id, reason))
 
     def peer_send(self, frames: Sequence[tuple[int, bytes]]) -> list[int]:
-        self.sent += [frame for frame in frames if frame[0] not in self.broken]
+        said = bytes((FrameKind.OPENINGS,)) + b"stored here"
+        self.told += [link for link, frame in frames if frame == said]
+        self.sent += [one for one in frames if one[0] not in self.broken and one[1] != said]
         return [-1 if link in self.broken else len(frame) for link, frame in frames]
 
 
@@ -69,6 +82,13 @@ class Host:
     def rejected(self, by: int, reason: str) -> None:
         pass
 
+    def openings(self) -> bytes:
+        return b"stored here"
+
+    def told(self, by: int, data: bytes) -> None:
+        Told.decode(data)
+        self.told_by = by
+
     def members_frame(self) -> bytes | None:
         return members_frame(0xC1, b"configuration")
 
@@ -78,9 +98,10 @@ class Fixture:
         self.transport = Transport()
         self.metrics = Metrics()
         self.log = io.StringIO()
+        self.host = Host()
         self.peers = Peers(
             self.transport,  # type: ignore[arg-type]  # tls is not looked at
-            Host(),
+            self.host,
             resolver=Resolver(),
             tls=PeerTls(None, None, None),
             metrics=self.metrics,
@@ -159,12 +180,38 @@ def test_the_own_link_is_preferred_and_its_loss_noticed(fixture: Fixture) -> Non
     assert [connection for connection, _ in fixture.transport.sent] == [link, INBOUND]
 
 
+def test_what_is_lost_on_the_way_to_a_member_is_known(fixture: Fixture) -> None:
+    """Without a way nothing is even encoded; a full queue and the loss of a link are noted as well."""
+    link = fixture.up(OTHER)
+    fixture.peers.send([heartbeat(OTHER), heartbeat(THIRD)])
+    assert fixture.peers.dropped == {THIRD}
+    fixture.peers.dropped.clear()
+    fixture.transport.peer_send = lambda frames: [-1] * len(frames)  # type: ignore[assignment, method-assign]
+    fixture.peers.send([heartbeat(OTHER)])
+    assert fixture.peers.dropped == {OTHER}
+    fixture.peers.dropped.clear()
+    fixture.peers.handle((_engine.EV_PEER_DOWN, link))
+    assert fixture.peers.dropped == {OTHER}
+
+
 def test_who_is_refused_is_told_why(fixture: Fixture) -> None:
     fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND, hello(OTHER, cluster=0xC2).encode(), "address"))
     fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND + 1, b"GET / HTTP/1.1", "address"))
     assert fixture.transport.rejected[0] == (INBOUND, b"another cluster")
     assert fixture.transport.rejected[1][0] == INBOUND + 1
     assert fixture.peers.receive([(INBOUND, [b"\x01"])], 0.0) == []
+
+
+def test_a_refusal_is_logged_once_a_minute_however_often_it_is_met(fixture: Fixture) -> None:
+    for number in range(50):
+        stranger = hello(OTHER, cluster=0xC2).encode()
+        fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND + number, stranger, "address"))
+        fixture.peers.tick(0.1 * number)
+    assert fixture.log.getvalue().count("peer is not heard") == 1
+    fixture.peers.tick(100.0)
+    fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND, hello(OTHER, cluster=0xC2).encode(), "address"))
+    assert fixture.log.getvalue().count("peer is not heard") == 2
+    assert len(fixture.transport.rejected) == 51
 
 
 def test_another_member_at_the_address_is_not_taken_for_the_one_sought(fixture: Fixture) -> None:
@@ -216,13 +263,70 @@ def test_a_member_that_speaks_for_another_is_cut_off(fixture: Fixture) -> None:
     assert fixture.peers.receive([(fixture.up(THIRD), [frame])], 0.0) != []
 
 
+def raft_frame(message: Message) -> bytes:
+    data = encode_message(message)
+    return b"\x01" + len(data).to_bytes(4, "little") + data
+
+
+def test_m5_an_earlier_opening_is_not_heard_any_more_once_a_later_one_is(fixture: Fixture) -> None:
+    """A disk was copied and both run: the older process may have promised what the newer one does not know. Whoever has
+    let the newer one in must not take a late vote of the older one, on whichever connection it is still on its way."""
+    vote = raft_frame(Message(MessageType.VOTE_RESPONSE, OTHER, OWN, 7))
+    link = fixture.up(OTHER)
+    fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND, hello(OTHER).encode(), "address"))
+    assert len(fixture.peers.receive([(link, [vote]), (INBOUND, [vote])], 0.0)) == 2
+    fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND + 1, hello(OTHER, generation=2).encode(), "elsewhere"))
+    assert fixture.peers.receive([(link, [vote]), (INBOUND, [vote])], 0.0) == []
+    assert sorted(fixture.transport.closed) == [link, INBOUND]
+    assert len(fixture.peers.receive([(INBOUND + 1, [vote])], 0.0)) == 1
+    fixture.peers.handle((_engine.EV_PEER_INBOUND_CLOSED, INBOUND))
+    fixture.peers.send([heartbeat(OTHER)])
+    assert fixture.transport.sent[-1][0] == INBOUND + 1
+    fixture.peers.tick(0.0)
+    assert fixture.peers.link_ids()[OTHER] != link, "the own link is made anew"
+
+
+def test_m5_a_link_that_comes_up_with_a_later_opening_ends_what_the_earlier_one_had(fixture: Fixture) -> None:
+    fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND, hello(OTHER).encode(), "address"))
+    link = fixture.peers.link_ids()[OTHER]
+    fixture.peers.handle((_engine.EV_PEER_UP, link, hello(OTHER, generation=2).encode()))
+    vote = raft_frame(Message(MessageType.VOTE_RESPONSE, OTHER, OWN, 7))
+    assert fixture.peers.receive([(INBOUND, [vote])], 0.0) == []
+    assert fixture.transport.closed == [INBOUND]
+    assert len(fixture.peers.receive([(link, [vote])], 0.0)) == 1
+
+
+def test_m4_every_connection_of_a_removed_member_is_closed(fixture: Fixture) -> None:
+    """The newest one is not all: a member that connects again may have an earlier connection that nobody has ended."""
+    for connection in (INBOUND, INBOUND + 1):
+        fixture.peers.handle((_engine.EV_PEER_INBOUND, connection, hello(9).encode(), "address"))
+    fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND + 2, hello(8).encode(), "address"))
+    fixture.peers.refuse_removed({9})
+    assert sorted(fixture.transport.closed) == [INBOUND, INBOUND + 1]
+
+
 @given(st.binary(max_size=200).map(lambda tail: b"\x01" + tail) | st.binary(max_size=200))
 def test_nonsense_closes_the_connection_and_does_no_more(frame: bytes) -> None:
     made = Fixture()
     made.peers.handle((_engine.EV_PEER_INBOUND, INBOUND, hello(OTHER).encode(), "address"))
     messages = made.peers.receive([(INBOUND, [frame])], 0.0)
-    understood = bool(messages) or frame == b"\x01" or frame[:1] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    kinds = (b"\x02", b"\x03", b"\x04", b"\x05", b"\x07")
+    understood = bool(messages) or frame in (b"\x01", b"\x08") or frame[:1] in kinds
     assert understood or made.transport.closed == [INBOUND]
+
+
+def test_m5_both_ends_of_a_connection_tell_what_they_have_stored(fixture: Fixture) -> None:
+    link = fixture.up(OTHER)
+    fixture.peers.handle((_engine.EV_PEER_INBOUND, INBOUND, hello(THIRD).encode(), "address"))
+    assert fixture.transport.told == [link, INBOUND]
+    kind = bytes((FrameKind.OPENINGS,))
+    told = Told(True, 7, frozenset({1, 2}), frozenset({2, 3}), {2: (4, 5), 9: (1, 1 << 63)})
+    assert Told.decode(told.encode()) == told
+    fixture.peers.receive([(INBOUND, [kind + told.encode()])], 0.0)
+    assert fixture.host.told_by == THIRD
+    assert fixture.transport.closed == []
+    fixture.peers.receive([(INBOUND, [kind + told.encode() + b"x"])], 0.0)
+    assert fixture.transport.closed == [INBOUND]
 
 
 def test_a_node_that_asks_gets_the_members(fixture: Fixture) -> None:

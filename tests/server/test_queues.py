@@ -102,17 +102,52 @@ def test_a_refused_proposal_is_certainly_lost_and_says_so() -> None:
     assert queue.pending == 0
 
 
-def test_a_new_leader_ends_what_the_old_one_was_given() -> None:
-    """M16: it is not sent again; nobody can know its fate."""
+def test_m16_what_a_later_term_passes_over_is_proposed_again_and_nothing_else() -> None:
+    """An entry of a later term is applied: what was handed over before, and not applied, is not in the log."""
     queue = writes()
-    queue.accept(PUT, list(range(8)), [b"x"] * 8, 0.0)
-    forwarded, own = queue.take(0.0), queue.take(0.0)
-    forwarded.leader_id = 7
+    queue.passed_index = 9
+    queue.accept(PUT, [1, 2], [b"a", b"b"], 0.0)
+    queue.accept(DELETE_RANGE, [3], [b"c"], 0.0)
+    forwarded = queue.take(0.0)
+    forwarded.handed_term = 3
+    queue.accept(PUT, [4], [b"d"], 1.0)
+    own = queue.take(1.0)
     queue.appended(own, term=3, index=12)
-    assert queue.leader_changed(leader_id=7, own_term=3) == []
-    assert {error for _, error in queue.leader_changed(leader_id=8, own_term=3)} == {TIMEOUT_LEADER_FAILURE}
+    queue.accept(PUT, [5], [b"e"], 2.0)
+    assert queue.passed(10, term=3) == []
+    assert (queue.pending, queue.waiting) == (4, 1), "an entry of the same term tells nothing"
+    assert queue.passed(11, term=3) == []
     assert queue.settle(own.first_seq) is own
+    assert queue.passed(12, term=3) == []
+    assert queue.passed(13, term=4) == []
+    assert (queue.pending, queue.waiting) == (0, 4)
     assert queue.settle(forwarded.first_seq) is None
+    again = queue.take(3.0)
+    assert (again.call_ids, again.payloads, again.received) == ([1, 2, 3, 5], [b"a", b"b", b"c", b"e"], 0.0)
+    assert again.kinds == bytes((PUT, PUT, DELETE_RANGE, PUT))
+    assert again.first_seq not in (forwarded.first_seq, own.first_seq)
+
+
+def test_m16_what_was_handed_over_in_this_term_or_not_yet_waits_for_its_fate() -> None:
+    queue = writes()
+    queue.accept(PUT, [1], [b"a"], 0.0)
+    entry = queue.take(0.0)
+    assert queue.passed(1, term=8) == []
+    entry.handed_term = 8
+    assert queue.passed(2, term=8) == []
+    assert queue.settle(entry.first_seq) is entry
+
+
+def test_m16_where_entries_are_skipped_nobody_can_know_the_fate() -> None:
+    """A snapshot may have the effect of what was handed over: it is not proposed again."""
+    queue = writes()
+    queue.passed_index = 9
+    queue.accept(PUT, [1, 2], [b"a", b"b"], 0.0)
+    entry = queue.take(0.0)
+    entry.handed_term = 3
+    assert queue.passed(50, term=4) == [(1, TIMEOUT_LEADER_FAILURE), (2, TIMEOUT_LEADER_FAILURE)]
+    assert (queue.pending, queue.waiting) == (0, 0)
+    assert queue.settle(entry.first_seq) is None
 
 
 def test_writes_end_when_their_time_is_up() -> None:

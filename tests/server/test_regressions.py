@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_a_log_that_was_deleted_beside_the_identity_is_not_begun_again(nodes: li
     assert "its log was lost" in member.log_text()
 
 
-def test_a_wiped_member_does_not_come_back_under_its_old_id(nodes: list[NodeProcess]) -> None:
+def test_m1_m4_a_wiped_member_does_not_come_back_under_its_old_id(nodes: list[NodeProcess]) -> None:
     """By hand a member finds its id by its URL; the others know the disk that it had and do not hear the new one."""
     first, second = nodes[:2]
     first.start()
@@ -78,7 +79,7 @@ def test_a_wiped_member_does_not_come_back_under_its_old_id(nodes: list[NodeProc
     first.kill()
     first.start()
     second.start()
-    refusal = f"member {added.member.ID:x} is bound to another disk"
+    refusal = f"member {added.member.ID:x} has already been bootstrapped, and is bound to another disk"
     wait_until("refusal", lambda: refusal in first.log_text() or refusal in second.log_text())
     assert first.get("/health")[0] != 200, "two members are needed, and one of them has lost its votes"
 
@@ -129,7 +130,7 @@ def test_two_that_wait_on_one_folder_do_not_overwrite_each_others_identity(nodes
         second.kill()
 
 
-def test_an_older_disk_was_heard_after_its_peer_had_restarted(nodes: list[NodeProcess], tmp_path: Path) -> None:
+def test_m5_an_older_disk_was_heard_after_its_peer_had_restarted(nodes: list[NodeProcess], tmp_path: Path) -> None:
     """M5: a volume restored from a snapshot is found out by peers that were restarted meanwhile, too."""
     first, second, _ = nodes
     initial = f"n1={first.peer_url},n2={second.peer_url}"
@@ -153,19 +154,51 @@ def test_an_older_disk_was_heard_after_its_peer_had_restarted(nodes: list[NodePr
     assert "was a volume restored?" in second.log_text()
 
 
-def test_openings_come_back_and_damage_is_refused(tmp_path: Path) -> None:
-    def now(job: Callable[[], None]) -> None:
-        job()
+class Jobs:
+    """Workers that do a job when the test says so."""
 
-    first = Openings(tmp_path, now, pytest.fail)
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+        self.done: deque[Callable[[], None]] = deque()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self.jobs.append(job)
+
+    def work(self) -> None:
+        while self.jobs:
+            self.jobs.pop(0)()
+            while self.done:
+                self.done.popleft()()
+
+
+def test_m5_openings_count_as_stored_once_on_disk_and_damage_is_refused(tmp_path: Path) -> None:
+    jobs, told = Jobs(), []
+    first = Openings(tmp_path, jobs, lambda: told.append(dict(first.stored)), pytest.fail)
     first.note(0xA1, 7, (1 << 64) - 1)
     first.note(0xB2, 1, 5)
-    assert Openings(tmp_path, now, pytest.fail).known == {0xA1: (7, (1 << 64) - 1), 0xB2: (1, 5)}
+    assert first.stored == {}
+    jobs.work()
+    expected = {0xA1: (7, (1 << 64) - 1), 0xB2: (1, 5)}
+    assert told == [{0xA1: expected[0xA1]}, expected]
+    again = Openings(tmp_path, jobs, pytest.fail, pytest.fail)
+    assert again.known == again.stored == expected
     data = (tmp_path / "openings").read_bytes()
     for damaged in (b"", data[:-1], data.replace(b"7", b"8")):
         (tmp_path / "openings").write_bytes(damaged)
         with pytest.raises(IdentityError):
-            Openings(tmp_path, now, pytest.fail)
+            Openings(tmp_path, jobs, pytest.fail, pytest.fail)
+
+
+def test_m5_an_opening_that_cannot_be_written_is_not_told_as_stored(tmp_path: Path) -> None:
+    jobs, told, warned = Jobs(), [], []
+    kept = Openings(tmp_path / "folder", jobs, lambda: told.append(1), warned.append)
+    kept.note(0xA1, 7, 1)
+    jobs.work()
+    assert (kept.stored, told, len(warned)) == ({}, [], 1)
+    (tmp_path / "folder").mkdir()
+    kept.write()
+    jobs.work()
+    assert (kept.stored, told) == ({0xA1: (7, 1)}, [1])
 
 
 def test_a_volume_of_another_number_is_refused(nodes: list[NodeProcess]) -> None:
@@ -259,6 +292,7 @@ def test_a_full_queue_of_cold_reads_ended_the_leader() -> None:
     """When the workers take no more jobs, a slow member's entries are fetched later; the node lives on."""
 
     class Core:
+        commit_index = 0
         failed: list[int] = []  # noqa: RUF012  # one test, one list
 
         def fetch_failed(self, peer: int) -> None:

@@ -5,5 +5,5 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-for folder in ("adr", "store"):
+for folder in ("adr", "store", "histories"):
     sys.path.append(str(Path(__file__).parent.parent / folder))

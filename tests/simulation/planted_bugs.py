@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from raftkv_node.raft import (
     Configuration,
+    ConfigurationChange,
     Entry,
     EntryType,
     HardState,
@@ -21,8 +22,9 @@ from raftkv_node.raft import (
     Ready,
 )
 from simulation_node import SimNode
+from simulation_setup import Setup, changes, churn, crashes, freezes, mixed
 from simulation_storage import ModelLog
-from simulation_world import Setup, World, changes, churn, crashes, freezes, mixed
+from simulation_world import World
 
 
 class OwnCountBeforeDurable(Raft):
@@ -61,6 +63,16 @@ class ChangeWithoutOwnTermCommit(Raft):
 
     def _change_has_own_term(self) -> bool:
         return True
+
+    def _change_in_flight(self) -> bool:
+        return False
+
+
+class TwoChangesInFlight(Raft):
+    """A change is taken on top of one that is not committed, whatever it was decided on (raft issue 80)."""
+
+    def propose_configuration(self, change: ConfigurationChange, decided_at_index: int) -> ProposalRef:
+        return super().propose_configuration(change, self.configuration_index)
 
     def _change_in_flight(self) -> bool:
         return False
@@ -160,6 +172,7 @@ BUGS = [
     planted(
         "change without an own-term commit", "OWN_TERM_BEFORE_CHANGE", raft=ChangeWithoutOwnTermCommit, shape=changes
     ),
+    planted("two changes in flight", "ONE_CHANGE_IN_FLIGHT", raft=TwoChangesInFlight, shape=changes),
     planted("reused read context", "LINEARIZABLE_READ", raft=ReusedReadContext, shape=freezes),
     planted("doubled forwarded proposal", "M16_APPLIED_ONCE", raft=ResentForward),
 ]

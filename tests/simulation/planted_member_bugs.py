@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,23 @@ from planted_bugs import (
     PriorTermCommit,
     ResentForward,
     ReusedReadContext,
+    TwoChangesInFlight,
     VoteWithoutLogCheck,
 )
 from raftkv_node import adr
 from raftkv_node.adr.segments import SEGMENT_HEADER_BYTES, Segments
-from raftkv_node.raft import Raft, Ready
+from raftkv_node.raft import Message, Raft, Ready, Snapshot
+from raftkv_node.server import installs as installs_module
+from raftkv_node.server import transfers as transfers_module
+from raftkv_node.server.member import Member
 from raftkv_node.server.replica import Replica
-from simulation_cluster import MemberWorld, everything, storms
+from raftkv_node.store import install
+from raftkv_node.store.snapshot import SnapshotSink
+from simulation_cluster import MemberWorld, absences, everything, storms
 from simulation_disk import SimFiles
-from simulation_member import MemberNode, SimStore
-from simulation_world import Setup, changes, churn, freezes
+from simulation_member import MemberNode
+from simulation_pieces import SimStore
+from simulation_setup import Setup, changes, churn, freezes
 
 
 class AcknowledgeBeforeFence(Replica):
@@ -80,9 +88,85 @@ def read_to_the_last_byte(self: Segments, path: Path, start: int, end: int, inde
     return _READ_WHOLE(self, path, start, max(end, start + path.stat().st_size - SEGMENT_HEADER_BYTES), index)
 
 
+def keep_the_file(self: Segments, segment: Any) -> None:
+    """What was found behind the drained LSN is synced where it lies, with all that follows it."""
+    fd = self._files.open(segment.path)
+    self._files.fsync(fd)
+    self._files.close(fd)
+
+
+class AcknowledgeBeforeMark(Replica):
+    """A snapshot is acknowledged before the log has its mark."""
+
+    def _persist(self, ready: Ready) -> bool:
+        if ready.snapshot is not None:
+            self._send(ready.messages_after_persist)
+            ready = ready._replace(messages_after_persist=())
+        return super()._persist(ready)
+
+
+class InstallsOverANewerLog(Raft):
+    """A snapshot is installed whatever the log holds."""
+
+    def _handle_snapshot(self, message: Message) -> None:
+        self._snapshot_messages.append(message)
+
+    def restore(self, snapshot: Snapshot) -> bool:
+        self._log.committed = min(self._log.committed, snapshot.index - 1)
+        return super().restore(snapshot)
+
+    def _has_committed(self, index: int, term: int) -> bool:
+        return False
+
+
+def releases_what_is_applied(self: Member) -> None:
+    """D14: the log is released up to what is applied, committed or not."""
+    self.log.release(self.store.applied_index + 1)
+
+
+def hears_before_it_takes_part(self: Member, messages: Sequence[Message]) -> None:
+    """M5: messages reach the core though nobody has stored this opening yet."""
+    self.replica.step(messages)
+
+
+def not_made_durable(files: Any, data_dir: Path) -> Path:
+    """The snapshot is used as it was written, without its name."""
+    return data_dir / install.PARTIAL
+
+
+def swap_what_was_written(files: Any, data_dir: Path) -> None:
+    shutil.rmtree(data_dir / install.BACKEND)
+    (data_dir / install.PARTIAL).rename(data_dir / install.BACKEND)
+
+
+_FINISH: Callable[..., Any] = SnapshotSink.finish
+
+
+def forget_the_removed(self: SnapshotSink) -> Snapshot:
+    """The removed set does not travel in snapshots."""
+    assert self.head is not None
+    snapshot = self.head.snapshot
+    configuration = dataclasses.replace(snapshot.configuration, removed=frozenset())
+    self.head = self.head._replace(
+        snapshot=snapshot._replace(configuration=configuration), configuration=configuration.encode()
+    )
+    found: Snapshot = _FINISH(self)
+    return found
+
+
+ONE_PIECE = {
+    transfers_module: {"CHUNK_BYTES": 1 << 16, "WINDOW_BYTES": 1 << 18},
+    installs_module: {"CHUNK_BYTES": 1 << 16, "QUEUE_BYTES": 1 << 18},
+}
+"""No bug: a whole snapshot in a message, so that copies of it come again when it is installed."""
+
+MARK_BEFORE_SNAPSHOT = {install: {"complete": not_made_durable, "swap": swap_what_was_written}}
+"""The log's mark is written before the snapshot is durable under its name."""
+
+
 STALE_RECORDS = {
     SimFiles: {"truncate": lambda self, fd, size_bytes: None},
-    Segments: {"_read_whole": read_to_the_last_byte},
+    Segments: {"_read_whole": read_to_the_last_byte, "_replace": keep_the_file},
 }
 """What lies behind a dropped tail is not cut off, and is read again."""
 
@@ -96,6 +180,12 @@ def divided(rng: random.Random) -> Setup:
     """Slow disks and a network that splits: leaders append what no quorum will have."""
     faults = replace(everything(rng).faults, lose=0.05, partition=0.8, crash=0.0, blackout=0.0)
     return replace(everything(rng), slow_disks=True, flush=100, faults=replace(faults, fault_every=80), clients=12)
+
+
+def absences_with_changes(rng: random.Random) -> Setup:
+    """Members are away while others are removed."""
+    setup = absences(rng)
+    return replace(setup, faults=replace(setup.faults, change=0.8, fault_every=60))
 
 
 def figure_8(rng: random.Random) -> Setup:
@@ -141,10 +231,12 @@ BUGS = [
         shape=on_disk,
         replica_class=DurableWhenWritten,
     ),
-    bug("stale records behind a dropped tail", "D3_DURABLE_IS_FOUND", "FAILED", shape=on_disk, planted=STALE_RECORDS),
+    bug("stale records behind a dropped tail", "NO_VOTE_TWICE", "ACKNOWLEDGED_IMPLIES_DURABLE", "RECOVERED_IS_PREFIX",
+        "FAILED", shape=on_disk, planted=STALE_RECORDS),
     bug("lost HardState", "VOTE_ONCE", "TERM_MONOTONIC", "ELECTION_SAFETY", "D4_VOTE_DURABLE", "FAILED",
         shape=figure_8, node_class=LostHardState),
     core("change without an own-term commit", ChangeWithoutOwnTermCommit, "OWN_TERM_BEFORE_CHANGE", shape=changes),
+    core("two changes in flight", TwoChangesInFlight, "ONE_CHANGE_IN_FLIGHT", shape=changes),
     core("reused read context", ReusedReadContext, "LINEARIZABLE", shape=freezes),
     core("doubled forwarded proposal", ResentForward, "M16_APPLIED_ONCE", shape=everything),
     bug(
@@ -154,5 +246,40 @@ BUGS = [
         store_class=DurableIndexNeverBack,
     ),
     bug("backend ahead of the log", "D14_COMMIT_BEHIND_LOG", shape=on_disk, store_class=CommitsWhatIsApplied),
+    bug("mark before the snapshot", "FAILED", shape=absences, planted=MARK_BEFORE_SNAPSHOT),
+    bug("acknowledgement before the mark", "D4_ACK_DURABLE", shape=absences, replica_class=AcknowledgeBeforeMark),
+    bug(
+        "removed set lost in the snapshot",
+        "REMOVED_NEVER_RETURNS",
+        "M4_REMOVED_SET",
+        shape=absences_with_changes,
+        planted={SnapshotSink: {"finish": forget_the_removed}},
+    ),
+    bug(
+        "an acknowledgement before it takes part",
+        "M5_TAKES_PART",
+        shape=storms,
+        planted={Member: {"hear": hears_before_it_takes_part}},
+    ),
+    bug(
+        "release past the synced commit",
+        "D14_SEGMENTS_KEPT",
+        "D15_NO_GAP",
+        "FAILED",
+        "LIVENESS",
+        "INDEXES_IN_ORDER",
+        shape=absences,
+        planted={Member: {"_release": releases_what_is_applied}},
+    ),
+    bug(
+        "install over a newer log",
+        "M15_LOST_LOG",
+        "COMMIT_MONOTONIC",
+        "STATE_MACHINE_SAFETY",
+        "FAILED",
+        shape=absences,
+        raft_class=InstallsOverANewerLog,
+        planted=ONE_PIECE,
+    ),
     bug("compaction forgotten at a restart", "STATE_MACHINE_SAFETY", shape=storms, store_class=ForgetsCompactions),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from adr_invariants import NO_VOTE_TWICE_AFTER_RING_LOSS
 from raftkv_node.raft import Configuration, Entry, EntryType, Message, MessageType, Ready, Role
 from raftkv_node.raft.quorum import has_majority
 from simulation_node import SimNode
@@ -30,6 +31,15 @@ class Seen(NamedTuple):
     data: bytes
 
 
+class Marks(NamedTuple):
+    """How far a member had come when it was last looked at."""
+
+    incarnation: int = 0
+    commit: int = 0
+    term: int = 0
+    applied: int = 0
+
+
 class Checks:
     """Knows everything that ever happened."""
 
@@ -42,8 +52,15 @@ class Checks:
         self.chains: dict[int, int] = {}
         self.requests: dict[str, int] = {}
         self.rejected: set[str] = set()
-        self.marks: dict[int, tuple[int, int, int]] = {}
+        self.marks: dict[int, Marks] = {}
+        self.ringless: set[int] = set()
+        """Members that have lost a ring."""
         self.counts: dict[str, int] = {}
+        self.steps = 0
+
+    def count(self, what: str, times: int = 1) -> None:
+        """Something happened that a table is to tell of."""
+        self.counts[what] = self.counts.get(what, 0) + times
 
     def demand(self, rule: str, condition: bool, detail: str) -> None:
         if not condition:
@@ -53,6 +70,7 @@ class Checks:
 
     def turn(self, node: SimNode, ready: Ready, nodes: dict[int, SimNode]) -> None:
         """Look at a member after its turn."""
+        self.steps += 1
         raft = node.raft
         self.entries_match(node, ready.entries)
         if raft.role == Role.LEADER:
@@ -97,12 +115,12 @@ class Checks:
         """What one member calls committed nobody calls otherwise; what a leader commits is durable on a quorum."""
         raft = node.raft
         for index in range(
-            max(raft.window_base_index + 1, self.marks.get(node.id, (0, 0, 0))[1]), raft.commit_index + 1
+            max(raft.window_base_index + 1, self.marks.get(node.id, Marks()).commit), raft.commit_index + 1
         ):
             term = raft.term_at(index)
             if index < len(self.committed):
                 detail = f"index {index}: term {self.committed[index]} was committed, {node.id} has {term}"
-                self.demand("STATE_MACHINE_SAFETY", self.committed[index] == term, detail)
+                self.demand("COMMITTED_IMMUTABLE", self.committed[index] == term, detail)
                 continue
             self.demand("COMMIT_MONOTONIC", index == len(self.committed), f"{node.id} commits {index} out of order")
             self.on_quorum(node, nodes, index, term)
@@ -128,13 +146,18 @@ class Checks:
         return has_majority(configuration.voters, holders) and has_majority(configuration.voters_outgoing, holders)
 
     def monotonic(self, node: SimNode) -> None:
-        """Term, commit and durable index of one incarnation never go back (the latter unless a suffix is replaced)."""
+        """Term, commit and applied index of one incarnation never go back, and stand in their order."""
         raft = node.raft
-        incarnation, commit, term = self.marks.get(node.id, (0, 0, 0))
-        if incarnation == node.incarnation:
-            self.demand("TERM_MONOTONIC", raft.term >= term, f"{node.id}: {term} to {raft.term}")
-            self.demand("COMMIT_MONOTONIC", raft.commit_index >= commit, f"{node.id}: {commit} to {raft.commit_index}")
-        self.marks[node.id] = (node.incarnation, raft.commit_index, raft.term)
+        now = Marks(node.incarnation, raft.commit_index, raft.term, raft.applied_index)
+        before = self.marks.get(node.id, Marks())
+        if before.incarnation == node.incarnation:
+            self.demand("TERM_MONOTONIC", now.term >= before.term, f"{node.id}: {before.term} to {now.term}")
+            self.demand("COMMIT_MONOTONIC", now.commit >= before.commit, f"{node.id}: {before.commit} to {now.commit}")
+            detail = f"{node.id}: {before.applied} to {now.applied}"
+            self.demand("APPLIED_MONOTONIC", now.applied >= before.applied, detail)
+        detail = f"{node.id} has applied {now.applied}, committed {now.commit}, its log ends at {raft.last_index}"
+        self.demand("INDEXES_IN_ORDER", now.applied <= now.commit <= raft.last_index, detail)
+        self.marks[node.id] = now
 
     def started(self, node: SimNode) -> None:
         """A member has recovered: look at all it calls committed again."""
@@ -151,7 +174,8 @@ class Checks:
 
     def vote(self, voter: int, term: int, candidate: int) -> None:
         known = self.votes.setdefault((voter, term), candidate)
-        self.demand("VOTE_ONCE", known == candidate, f"{voter} in term {term}: {known} and {candidate}")
+        rule = NO_VOTE_TWICE_AFTER_RING_LOSS if voter in self.ringless else "VOTE_ONCE"
+        self.demand(rule, known == candidate, f"{voter} in term {term}: {known} and {candidate}")
 
     # -- what is applied -------------------------------------------------------------------------------------
 

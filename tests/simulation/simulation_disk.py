@@ -9,28 +9,37 @@ ring is a point where the process may die. Then one of two things happens:
   opening's or an earlier one's, survives or not, each for itself; the files are laid out anew as one possible result.
 
 The models (a disk that loses unsynced sectors and names, and the recorder beneath the ring's stores, flushes and
-fences) are those of the log's own crash tests. The store's folder is left out: LMDB syncs within its commit (D13), so
-that between two calls of the simulation there is nothing in it to lose.
+fences) are those of the log's own crash tests. The store's folder and snapshots' are left out: LMDB syncs within its
+commit (D13), so that between two calls of the simulation there is nothing in it to lose.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adr_crash import Choice, Disk, Trace, Traced, newest, oldest, ring_image
+from adr_invariants import DRAIN_NEVER_PASSES_DURABLE
 from raftkv_node._engine import Ring
-from raftkv_node.adr.segments import SEGMENT_SUFFIX
+from raftkv_node.adr.files import decode_document
+from raftkv_node.adr.manifest import MANIFEST_FILE
+from raftkv_node.adr.segments import REBUILT_SUFFIX, SEGMENT_HEADER_BYTES, SEGMENT_SUFFIX
+from raftkv_node.store import install
+from simulation_checks import Violation
 from simulation_node import CrashError
 
 BACKEND = "data/backend"
 
 
+SNAPSHOTS = tuple(f"data/{name}" for name in (install.PARTIAL, install.WHOLE, install.REPLACED))
+
+
 def _is_backend(name: str) -> bool:
-    return name == BACKEND or name.startswith(BACKEND + "/")
+    return any(name == one or name.startswith(one + "/") for one in (BACKEND, *SNAPSHOTS))
 
 
 class SimFiles(Traced):
@@ -38,16 +47,17 @@ class SimFiles(Traced):
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._segments: set[int] = set()
+        self._segments: dict[int, int] = {}
+        """Start LSNs of the segments that are open, whole ones and those that are made beside a suspect one."""
         super().__init__(place.folder, place.disk, Trace())
 
     def _done(self, what: str) -> None:
         self._place.reach(f"after {what.split(maxsplit=1)[0]}")
 
     def _opened(self, fd: int, path: Path) -> int:
-        self._segments.discard(fd)
-        if path.suffix == SEGMENT_SUFFIX:
-            self._segments.add(fd)
+        self._segments.pop(fd, None)
+        if path.name.endswith((SEGMENT_SUFFIX, REBUILT_SUFFIX)):
+            self._segments[fd] = int(path.name.partition("-")[0], 16)
         return fd
 
     def create(self, path: Path) -> int:
@@ -56,10 +66,29 @@ class SimFiles(Traced):
     def open(self, path: Path) -> int:
         return self._opened(super().open(path), path)
 
+    def rename(self, source: Path, target: Path) -> None:
+        if _is_backend(self._name(source)):
+            source.rename(target)
+            self._done(f"swap {target.name}")
+        else:
+            if target.name == MANIFEST_FILE:
+                self._place.drained(decode_document(source.read_bytes())["drained_lsn"])
+            super().rename(source, target)
+
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        if fd in self._segments:
+            self._place.copied(self._segments[fd] + offset + len(data) - SEGMENT_HEADER_BYTES)
         super().pwrite(fd, data, offset)
         if fd in self._segments and offset:
             self._place.reach("after records")
+
+    def fsync(self, fd: int) -> None:
+        if fd in self._segments:
+            end = self._segments[fd] + os.fstat(fd).st_size - SEGMENT_HEADER_BYTES
+            self._place.synced_lsn = max(self._place.synced_lsn, end)
+        super().fsync(fd)
+
+    fdatasync = fsync
 
 
 class SimRing:
@@ -69,13 +98,16 @@ class SimRing:
         self._place = place
         self._ring = Ring(path, *arguments)
         self._recording = self._ring.record()
-        place.mapped(str(Path(path).relative_to(place.folder)), self._recording)
+        self._name = str(Path(path).relative_to(place.folder))
+        place.mapped(self._name, self._recording, self._ring.durable_lsn)
 
     def append(self, records: Any, index: Any) -> tuple[int, int]:
         before = len(self._recording)
-        result = self._ring.append(records, index)
+        start, end = self._ring.append(records, index)
+        self._place.durable_lsn = end
         self._place.reach_in_ring("in ring append", before)
-        return result
+        self._place.last_batch = Batch(self._name, start, end, self._ring.data_bytes)
+        return start, end
 
     def store_header(self, copy: int, header: bytes) -> None:
         before = len(self._recording)
@@ -84,6 +116,16 @@ class SimRing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ring, name)
+
+
+class Batch(NamedTuple):
+    """The last batch that was fenced in a ring: each of its records says that all before it is durable."""
+
+    ring: str
+    start_lsn: int
+    end_lsn: int
+    data_bytes: int
+    """Of the ring."""
 
 
 class Place:
@@ -95,12 +137,21 @@ class Place:
         self._rng = rng
         (folder / "data").mkdir(parents=True)
         (folder / "pmem").mkdir()
-        self.disk = self._all_certain()
+        self.keep = {"data", "pmem"}
+        self.disk = self.all_certain()
         self._uncertain: dict[str, tuple[Any, int]] = {}
         self._mapped: tuple[str, Any] | None = None
         self._cut_at: int | None = None
+        self.durable_lsn: int | None = None
+        """Everything below was fenced in the ring of this opening; None: it has mapped none yet."""
+        self.synced_lsn = 0
+        """Everything below is in segments that were synced."""
+        self.last_batch: Batch | None = None
+        self._flips: dict[str, list[tuple[int, int]]] = {}
+        """Bits that have flipped in rings, by offset and mask: a power cut does not flip them back."""
 
-    def _all_certain(self) -> Disk:
+    def all_certain(self) -> Disk:
+        """What lies in the folder now, as if all of it were synced."""
         disk = Disk.of(self.folder)
         for names in (disk.current, disk.certain):
             for name in [name for name in names if _is_backend(name)]:
@@ -109,9 +160,25 @@ class Place:
 
     # -- while it lives ------------------------------------------------------------------------------------------------
 
-    def mapped(self, name: str, recording: Any) -> None:
-        """An opening has mapped its ring."""
+    def mapped(self, name: str, recording: Any, lsn: int) -> None:
+        """An opening has mapped its ring, which begins at an LSN."""
         self._mapped = (name, recording)
+        self.durable_lsn, self.last_batch = lsn, None
+
+    def copied(self, end_lsn: int) -> None:
+        """Records up to an LSN are written to a segment: none that is not fenced in the ring (D6)."""
+        if self.durable_lsn is not None and end_lsn > self.durable_lsn:
+            raise Violation(
+                DRAIN_NEVER_PASSES_DURABLE, f"a segment is written up to LSN {end_lsn}, durable is {self.durable_lsn}"
+            )
+
+    def drained(self, drained_lsn: int) -> None:
+        """A manifest says up to where segments have everything: they are synced up to there."""
+        if drained_lsn > self.synced_lsn:
+            raise Violation(
+                DRAIN_NEVER_PASSES_DURABLE,
+                f"a manifest says {drained_lsn}, segments are synced up to {self.synced_lsn}",
+            )
 
     def reach_in_ring(self, point: str, before: int) -> None:
         """Something was done to the ring; the process may have died in the middle of it."""
@@ -121,6 +188,42 @@ class Place:
             assert self._mapped is not None
             self._cut_at = self._rng.randint(before, len(self._mapped[1]))
             raise
+
+    # -- while it is down ----------------------------------------------------------------------------------------------
+
+    def forget(self, place: str) -> None:
+        """A file system is replaced by an empty one."""
+        for names in (self.disk.current, self.disk.certain):
+            for name in [name for name in names if name.startswith(place + "/")]:
+                del names[name]
+        self._uncertain = {name: found for name, found in self._uncertain.items() if not name.startswith(place + "/")}
+        shutil.rmtree(self.folder / place)
+        (self.folder / place).mkdir()
+
+    def restored(self, place: str) -> None:
+        """Other files lie in a file system now, all of them certain."""
+        here = Disk.of(self.folder / place)
+        for name, number in here.current.items():
+            if not _is_backend(f"{place}/{name}"):
+                new = None if number is None else self.disk.following
+                if number is not None:
+                    self.disk.inodes[self.disk.following] = here.inodes[number]
+                    self.disk.following += 1
+                self.disk.current[f"{place}/{name}"] = self.disk.certain[f"{place}/{name}"] = new
+
+    def flip(self, path: Path, offset: int, mask: int) -> None:
+        """A bit is another one from now on, whatever of the file is certain."""
+        data = bytearray(path.read_bytes())
+        data[offset] ^= mask
+        self.rewrite(path, bytes(data))
+        self._flips.setdefault(str(path.relative_to(self.folder)), []).append((offset, mask))
+
+    def rewrite(self, path: Path, data: bytes) -> None:
+        """The medium gives other bytes from now on."""
+        path.write_bytes(data)
+        number = self.disk.current.get(str(path.relative_to(self.folder)))
+        if number is not None:
+            self.disk.inodes[number].certain = self.disk.inodes[number].current = data
 
     # -- its ends ------------------------------------------------------------------------------------------------------
 
@@ -132,10 +235,10 @@ class Place:
             self._uncertain[name] = (recording, at)
             if self._cut_at is not None and (self.folder / name).exists():
                 (self.folder / name).write_bytes(ring_image(recording, at, newest))
-        self._mapped, self._cut_at = None, None
+        self._mapped, self._cut_at, self.durable_lsn = None, None, None
         if power:
             self._lay_out(self._choice())
-            self.disk, self._uncertain = self._all_certain(), {}
+            self.disk, self._uncertain, self._flips = self.all_certain(), {}, {}
         names = self.disk.certain.keys() | self.disk.current.keys()
         self._uncertain = {name: found for name, found in self._uncertain.items() if name in names}
 
@@ -154,11 +257,13 @@ class Place:
         state = self.disk.after_power_cut(choose)
         for name, (recording, at) in self._uncertain.items():
             if state.get(name) is not None:
-                state[name] = ring_image(recording, at, choose)
-        kept = {"data", "pmem"}
+                image = bytearray(ring_image(recording, at, choose))
+                for offset, mask in self._flips.get(name, ()):
+                    image[offset] ^= mask
+                state[name] = bytes(image)
         for path in sorted(self.folder.rglob("*"), reverse=True):
             name = str(path.relative_to(self.folder))
-            if not _is_backend(name) and name not in kept:
+            if not _is_backend(name) and name not in self.keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name, data in sorted(state.items()):
             path = self.folder / name

@@ -2,11 +2,8 @@
 
 Raft, log, recovery, store, applier, the queues of writes and reads, the key space's requests and answers: all of it is
 the code that a node runs, and it is the node's own driver that ties it together. What is replaced lies around it, and
-`installed` names every piece: the clock, randomness, threads (their loops' bodies are events here), links to peers, the
-engine, the disk (`simulation_disk`). Limits are made small, so that they are met.
-
-`Truth` is what the simulation knows of a member's log: what is durable, and what is under way. Recovery may show
-exactly the durable records and any number of those under way, in order (D2, D3); nothing else ever comes back.
+`simulation_installed` names every piece: the clock, randomness, threads (their loops' bodies are events here), links to
+peers, the engine, the disk (`simulation_disk`). Limits are made small, so that they are met.
 """
 
 from __future__ import annotations
@@ -15,29 +12,21 @@ import contextlib
 import dataclasses
 import io
 import random
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol
-from unittest.mock import patch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from adr_harness import Machine
 from raftkv_node import adr
-from raftkv_node.adr import log as log_module
-from raftkv_node.adr import opening as opening_module
 from raftkv_node.adr.disklog import DiskLog
+from raftkv_node.adr.records import MARK_SNAPSHOT
 from raftkv_node.adr.ringlog import RingLog
 from raftkv_node.config import parse_arguments
 from raftkv_node.pb import rpc_pb2
-from raftkv_node.raft import Config, Configuration, Message, MessageType, Raft, Ready
-from raftkv_node.server import applier as applier_module
+from raftkv_node.raft import Configuration, Message, Raft, Ready
 from raftkv_node.server import identity as identities
-from raftkv_node.server import kv as kv_module
-from raftkv_node.server import member as member_module
-from raftkv_node.server import replica as replica_module
-from raftkv_node.server.ahead import Ahead
 from raftkv_node.server.answers import Answers
+from raftkv_node.server.hello import Hello
 from raftkv_node.server.identity import Identity
 from raftkv_node.server.kv import KeySpace
 from raftkv_node.server.log import Logger
@@ -45,23 +34,18 @@ from raftkv_node.server.member import Member
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.node import READ_BUDGET_SECONDS
 from raftkv_node.server.replica import Replica
-from raftkv_node.server.writes import WriteLimits
-from raftkv_node.store import Batch, Store
-from raftkv_node.store.store import ApplyResult
-from simulation_checks import Violation
-from simulation_disk import Place, SimFiles, SimRing
+from raftkv_node.store import Store
+from raftkv_node.store.snapshot import SnapshotSink
+from simulation_disk import Place, SimFiles
+from simulation_node import CrashError
+from simulation_pieces import SimEngine, SimPeers, SimSink, SimStore, SimWorkers, StoreView
+from simulation_truth import Truth
+
+if TYPE_CHECKING:
+    from simulation_installed import Clock
 
 CLUSTER = 7
 RING_BYTES = 8192 + (16 << 10)
-SEGMENT_BYTES = 12 << 10
-WINDOW_ENTRIES = 60
-COMPACT_EVERY_ENTRIES = 20
-MAX_APPEND_BYTES = 1500
-SMALL_LIMITS = WriteLimits(max_batch_requests=10, max_batch_bytes=RING_BYTES // 10)
-UNITS_PER_SECOND = 100
-"""The world's units of time in a second: a tick of 100 ms is 10 of them."""
-CLOCK_STEP_SECONDS = 0.0001
-"""Each look at the clock takes so long: the budgets of a turn are used up by work, and the same in every run."""
 
 
 class Surroundings(Protocol):
@@ -86,14 +70,17 @@ class Surroundings(Protocol):
     def send(self, message: Message) -> None:
         """Hand a message to the network."""
 
+    def linked(self, member: int) -> frozenset[int]:
+        """Members that a member has a working link to."""
+
+    def post(self, sender: int, to: int, what: str, *arguments: Any) -> None:
+        """Call an action of another node, as a message would: late, or never."""
+
     def later(self, node: Any, low: int, high: int, action: Callable[..., None], *arguments: Any) -> None:
         """Call an action of the node some time from now, if it lives so long."""
 
     def observe(self, node: Any, ready: Ready) -> None:
         """Look at what the core has given, before any of it is worked off."""
-
-    def released(self) -> int:
-        """Entries below this index are in every member's backend, and will be needed by no one."""
 
     def replied(self, node: Any, call_id: int, message: bytes) -> None:
         """A call is answered."""
@@ -101,169 +88,14 @@ class Surroundings(Protocol):
     def failed(self, node: Any, call_id: int, code: int, text: str) -> None:
         """A call is answered with an error."""
 
+    def watched(self, number: int, message: bytes) -> None:
+        """A watch is told something."""
+
+    def stream_ended(self, number: int) -> None:
+        """A stream of watches is over."""
+
     def forgotten(self, node: Any) -> None:
         """The process is gone, and with it all calls that it has not answered."""
-
-
-# -- what the simulation knows of a log --------------------------------------------------------------------------------
-
-
-class Durable(NamedTuple):
-    """The state of a log after some of its records."""
-
-    hard_state: tuple[int, int, int]
-    entries: list[tuple[int, bytes]]
-    membership: tuple[int, int, bytes]
-
-    def after(self, record: adr.Record) -> Durable:
-        kind, _, term, index, payload = record
-        if kind == adr.ENTRY:
-            del self.entries[index - 1 :]
-            self.entries.append((term, payload))
-        elif kind == adr.HARD_STATE:
-            return self._replace(hard_state=(term, int.from_bytes(payload, "little"), index))
-        elif kind == adr.CONFIGURATION:
-            return self._replace(membership=(term, index, payload))
-        return self
-
-    def shows(self, found: adr.Recovered) -> bool:
-        """Whether a recovery has found exactly this (of released entries nothing can be said)."""
-        membership = (0, 0, b"") if found.configuration is None else tuple(found.configuration)
-        return (
-            tuple(found.hard_state) == self.hard_state
-            and membership == self.membership
-            and found.last_index == len(self.entries)
-            and [(one.term, one.payload) for one in found.entries] == self.entries[found.first_index - 1 :]
-        )
-
-
-class Truth:
-    """What is durable in a member's log, and what is under way."""
-
-    def __init__(self) -> None:
-        self.durable = Durable((0, 0, 0), [], (0, 0, b""))
-        self.pending: deque[tuple[int, list[adr.Record]]] = deque()
-        """Batches that were handed in, with the LSN behind them (0: not known, since the process died in `append`)."""
-
-    def hand_in(self, batch: Sequence[adr.Record]) -> None:
-        self.pending.append((0, list(batch)))
-
-    def appended(self, lsn: int) -> None:
-        self.pending[-1] = (lsn, self.pending[-1][1])
-
-    def fenced(self, lsn: int) -> None:
-        """Everything below `lsn` is durable now."""
-        while self.pending and 0 < self.pending[0][0] <= lsn:
-            for record in self.pending.popleft()[1]:
-                self.durable = self.durable.after(record)
-
-    def recovered(self, found: adr.Recovered) -> None:
-        """D2, D3: what was durable is found, and of what was under way a prefix."""
-        state = self.durable
-        records = [record for _, batch in self.pending for record in batch]
-        for number in range(len(records) + 1):
-            if state.shows(found):
-                self.durable = state
-                self.pending.clear()
-                return
-            if number < len(records):
-                state = state.after(records[number])
-        raise Violation(
-            "D3_DURABLE_IS_FOUND",
-            f"found {tuple(found.hard_state)} and entries {found.first_index} to {found.last_index} with the terms "
-            f"{[one.term for one in found.entries][-10:]}; all durable and under way were {state.hard_state} and "
-            f"{len(state.entries)} entries, {[term for term, _ in state.entries][-10:]}, {len(records)} under way",
-        )
-
-    def durable_term(self, index: int) -> int | None:
-        """The term at `index` that no crash from now on takes away."""
-        if not 0 < index <= len(self.durable.entries):
-            return None
-        for _, batch in self.pending:
-            if any(kind == adr.ENTRY and at <= index for kind, _, _, at, _ in batch):
-                return None
-        return self.durable.entries[index - 1][0]
-
-
-# -- the pieces around a member ----------------------------------------------------------------------------------------
-
-
-class SimPeers:
-    """Links to the other members: messages go to the world's network as bytes."""
-
-    def __init__(self, node: MemberNode) -> None:
-        self._node = node
-        self.requests: list[Any] = []
-        self.responses: list[Any] = []
-        self.connected: frozenset[int] = frozenset()
-
-    def send(self, messages: Sequence[Message]) -> None:
-        node = self._node
-        for message in messages:
-            node.world.checks.promised(node, message)
-            node.world.send(message)
-            node.world.reach(node, f"after {MessageType(message.type).name}")
-
-    def set_members(self, urls: Mapping[int, str]) -> None: ...
-    def refuse_removed(self, removed: Any) -> None: ...
-    def tick(self, now: float) -> None: ...
-
-
-class SimEngine:
-    """The part of the engine that answers."""
-
-    def __init__(self, node: MemberNode) -> None:
-        self._node = node
-
-    def reply(self, call_ids: Sequence[int], messages: Sequence[bytes]) -> None:
-        for call_id, message in zip(call_ids, messages, strict=True):
-            self._node.world.replied(self._node, call_id, message)
-        self._node.world.reach(self._node, "after replies")
-
-    def reply_errors(self, errors: Sequence[tuple[int, int, str]]) -> None:
-        for call_id, code, text in errors:
-            self._node.world.failed(self._node, call_id, code, text)
-
-
-class SimWorkers:
-    """Jobs of a node, done some time later."""
-
-    def __init__(self, node: MemberNode) -> None:
-        self._node = node
-        self.done: deque[Callable[[], None]] = deque()
-        """What jobs want to be done in the turn."""
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self._node.world.later(self._node, 1, 10, self._node.work, job)
-
-
-class SimStore(Store):
-    """The production store; what it applies is compared with the model at once."""
-
-    node: MemberNode
-
-    def apply(self, index: int, term: int, batch: Batch, *arguments: Any, **options: Any) -> ApplyResult:
-        result = super().apply(index, term, batch, *arguments, **options)
-        self.node.world.checks.was_applied(self.node, index, term, batch, result)
-        self.node.world.reach(self.node, "after apply")
-        return result
-
-
-class StoreView:
-    """What the world asks of a store."""
-
-    def __init__(self, node: MemberNode) -> None:
-        self._node = node
-
-    @property
-    def applied(self) -> int:
-        return self._node.member.store.applied_index
-
-    def digest(self) -> int:
-        return hash(self._node.hash_kv())
-
-
-# -- the member --------------------------------------------------------------------------------------------------------
 
 
 class MemberNode:
@@ -277,6 +109,7 @@ class MemberNode:
         self.rng = rng
         self.log = Truth()
         self.place = Place(folder, self._reach, rng)
+        self.machine = Machine()
         self.member: Member
         self.store = StoreView(self)
         self.up = False
@@ -290,6 +123,8 @@ class MemberNode:
         arguments = [
             *("--name", f"n{member_id}", "--data-dir", str(folder / "data")),
             *("--heartbeat-interval", "100", "--election-timeout", "1000"),
+            *("--log-retention-entries", str(world.setup.retention_entries)),
+            *("--newest-disk-patience", "500ms"),
             *(() if self._disk_mode else ("--adr-path", str(folder / "pmem"))),
         ]
         self._config = parse_arguments(arguments, {})
@@ -302,6 +137,14 @@ class MemberNode:
         issued = found.issue(dataclasses.replace(found, cluster_id=CLUSTER, member_id=self.id, operated=True))
         identities.save(self._config.data_dir, issued)
         return issued
+
+    def make_files(self) -> SimFiles:
+        """The file operations of the next opening."""
+        return SimFiles(self.place)
+
+    def now_seconds(self) -> float:
+        """The time that the member's own clock shows."""
+        return self.world.seconds()
 
     @property
     def raft(self) -> Raft:
@@ -316,8 +159,9 @@ class MemberNode:
         """Open log and store, and join in: what a node does at its start."""
         self.incarnation += 1
         self._flush_due = False
+        self._promotions = 0
         self.world.starting = self
-        self.files = SimFiles(self.place)
+        self.files = self.make_files()
         engine: Any = SimEngine(self)
         answers = Answers(engine)
         self.workers = SimWorkers(self)
@@ -333,6 +177,7 @@ class MemberNode:
             metrics=metrics,
             logger=Logger("error", stream=io.StringIO()),
         )
+        self._watch_snapshots()
         self.answers = answers
         self.key_space = KeySpace(self._config, self.member, answers, workers, metrics)
         self.world.checks.opened(self)
@@ -344,10 +189,10 @@ class MemberNode:
             dataclasses.replace(
                 options,
                 files=self.files,
-                environment=Machine(),
+                environment=self.machine,
                 adr_size_bytes=RING_BYTES if not self._disk_mode else 1 << 20,
                 adr_size_limits_bytes=(1 << 10, 1 << 20),
-                segment_size_bytes=SEGMENT_BYTES,
+                segment_size_bytes=self.world.setup.segment_bytes,
                 minimum_durability=adr.Level.POWER,
             )
         )
@@ -356,7 +201,8 @@ class MemberNode:
         append = log.append
 
         def watched(batch: Sequence[adr.Record]) -> int:
-            self._reach("before append")
+            mark = any(record[:2] == (adr.MARK, MARK_SNAPSHOT) for record in batch)
+            self._reach("before install mark" if mark else "before append")
             self.log.hand_in(batch)
             try:
                 lsn = append(batch)
@@ -366,7 +212,7 @@ class MemberNode:
                 raise
             self.log.appended(lsn)
             self.log.fenced(log.durable_lsn)
-            self._reach("after append")
+            self._reach("after install mark" if mark else "after append")
             return lsn
 
         log.append = watched  # type: ignore[method-assign]
@@ -374,7 +220,7 @@ class MemberNode:
 
     def open_store(self, path: Path, **options: Any) -> Store:
         """The production opening, without its thread."""
-        store = self.world.store_class.open(path, start_thread=False, **options)
+        store = self.world.store_class.open(path, **{**options, "start_thread": False})
         assert isinstance(store, SimStore)
         store.node = self
         self._open.append(lambda: store.close(commit=False))
@@ -395,10 +241,11 @@ class MemberNode:
 
     def turn(self) -> None:
         """What the node does between two looks at the engine."""
-        more = self.member.advance(self.world.seconds())
+        more = self.member.advance(self.now_seconds())
         more = self.key_space.serve(self.world.clock() + READ_BUDGET_SECONDS) or more
         self.answers.flush()
         self.member.watches.flush()
+        self._count_promotions()
         if more:
             self.world.later(self, 1, 1, self.turn)
         log = self.member.log
@@ -406,19 +253,99 @@ class MemberNode:
             self._flush_due = True
             self.world.later(self, 1, self.world.setup.flush, self.flush)
 
+    def _watch_snapshots(self) -> None:
+        """Points around what the member does with a snapshot, and counts."""
+        member, world = self.member, self.world
+        open_sink, sent = member.open_sink, member.metrics.snapshots.count
+
+        def sink() -> SnapshotSink:
+            made = open_sink()
+            made.__class__ = SimSink
+            made.reach = self._reach  # type: ignore[attr-defined]
+            return made
+
+        def count(counts: dict[int, int], peer: int) -> None:
+            sent(counts, peer)
+            if counts is member.metrics.snapshots.sent:
+                world.checks.count("snapshots sent")
+            elif counts is member.metrics.snapshots.send_failures:
+                world.checks.count("snapshots given up")
+
+        member.open_sink = sink  # type: ignore[method-assign]
+        member.metrics.snapshots.count = count  # type: ignore[method-assign]
+
+    def _count_promotions(self) -> None:
+        """Changes of voters that the leader has made by itself, and that are committed."""
+        promotions = self.member.changes.promotions
+        number = sum(promotions.values())
+        for _ in range(number - self._promotions):
+            self.world.checks.count("automatic promotions")
+        self._promotions = number
+
     def receive(self, message: Message) -> None:
         """A message has come."""
-        self.member.replica.step((message,))
+        if message.sender in self._peers.judged:
+            self.member.hear((message,))
+        self.turn()
+
+    def introduced(self, sender: int, hello: bytes, first: bool) -> None:
+        """A member says who it is: it is judged, and answered with what this one has stored, or with the reason."""
+        said = Hello.decode(hello)
+        if not self.world.member(self.world.nodes[sender]).lives_on(said.generation):
+            return  # the connection has ended with the life that said it
+        self.world.starting = self  # what is written now is written to this disk
+        reason = self.member.refusal(said)
+        if reason is not None:
+            self.world.post(self.id, sender, "refused", self.id, reason, said.generation)
+            return
+        self._peers.judged.add(sender)
+        if first:
+            self.world.post(self.id, sender, "introduced", self.id, self.member.hello(sender).encode(), False)
+        self._peers.tell(sender, self.member.openings())
+
+    def lives_on(self, generation: int) -> bool:
+        """Whether this member runs, on that opening of its log."""
+        return self.up and self.member.log.generation == generation
+
+    def refused(self, by: int, reason: str, generation: int) -> None:
+        """A member does not hear this one. What an earlier life is told comes on its connection, which is gone."""
+        if self.lives_on(generation):
+            self.world.starting = self
+            self.member.rejected(by, reason)
+
+    def hung_up(self, other: int) -> None:
+        """The connection to a member is gone, as it is when its process ends."""
+        self._peers.judged.discard(other)
+
+    def told(self, by: int, openings: bytes) -> None:
+        """A member says what it has stored."""
+        if by in self._peers.judged:
+            self.world.starting = self
+            self.member.told(by, openings)
+            self.turn()
+
+    @property
+    def _peers(self) -> SimPeers:
+        peers: Any = self.member.peers
+        assert isinstance(peers, SimPeers)
+        return peers
+
+    def watch(self, call_id: int, payload: bytes, first: bool) -> None:
+        """A client opens a stream, or says something on one."""
+        if first:
+            self.member.watches.open(call_id, False, self.now_seconds())
+        self.member.watches.receive(call_id, payload)
         self.turn()
 
     def call(self, calls: Sequence[tuple[int, int, bytes]]) -> None:
         """Calls of clients have come: method, id, request."""
         for method, call_id, payload in calls:
-            self.key_space.handle(method, [call_id], [payload], self.world.seconds())
+            self.key_space.handle(method, [call_id], [payload], self.now_seconds())
         self.turn()
 
     def work(self, job: Callable[[], None]) -> None:
         """A worker's job; old entries that are gone are nobody's failure."""
+        self.world.starting = self  # it may open a snapshot
         with contextlib.suppress(LookupError):
             job()
         while self.workers.done:
@@ -427,25 +354,42 @@ class MemberNode:
 
     def tick(self) -> None:
         """A heartbeat interval has passed; and what the node's threads do beside the turn."""
-        self.member.tick(self.world.seconds())
+        self.member.tick(self.now_seconds())
         log, rng = self.member.log, self.rng
-        log.release(self.world.released())
-        if isinstance(log, RingLog) and rng.random() < (0.2 if log.pressure() > 0.5 else 0.05):
-            log.drain()
-            log._release_segments()
+        if isinstance(log, RingLog) and rng.random() < max(self.world.setup.drain, 0.2 if log.pressure() > 0.5 else 0):
+            self.drain(log)
         if rng.random() < 0.1:
             self.commit_store()
         self.turn()
 
+    def drain(self, log: RingLog) -> None:
+        """A pass of the ring log's drain thread."""
+        undrained = log.stats()["drained_lsn"]
+        try:
+            self._pass(log)
+        except CrashError:
+            if undrained != log.durable_lsn:
+                self.world.checks.count("drains cut by a crash")
+            raise
+
+    def _pass(self, log: RingLog | DiskLog) -> None:
+        """What goes wrong on a disk that does not fail is a bug."""
+        error = log.background_pass()
+        if error is not None:
+            self.disk_complained(error)
+
+    def disk_complained(self, error: Exception) -> None:
+        """The log could not do what it wanted: here no disk ever fails, so that it is the log's own fault."""
+        raise error
+
     def flush(self) -> None:
-        """The body of the disk log's flush thread."""
+        """A pass of the disk log's flush thread."""
         self._flush_due = False
         log = self.member.log
         assert isinstance(log, DiskLog)
-        log.flush()
+        self._pass(log)
         self.log.fenced(log.durable_lsn)
         self._reach("after flush")
-        log._release_segments()
         self.turn()
 
     def commit_store(self) -> None:
@@ -461,94 +405,3 @@ class MemberNode:
         found = rpc_pb2.HashKVResponse.FromString(self.member.store.start_hash().run())
         found.ClearField("header")
         return found.SerializeToString(deterministic=True)
-
-
-# -- the pieces in their places --------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def installed(world: Surroundings) -> Iterator[None]:
-    """The simulation's pieces in the places of the production ones; `world.starting` is the node that starts now."""
-
-    def observed(config: Config, initial: Any) -> Raft:
-        node = world.starting
-        raft = world.raft_class(config, initial)
-        ready = raft.ready
-
-        def watched() -> Ready:
-            taken = ready()
-            world.observe(node, taken)
-            world.reach(node, "before messages")
-            return taken
-
-        raft.ready = watched  # type: ignore[method-assign]
-        return raft
-
-    raft_config = member_module.raft_config
-
-    def small(*arguments: Any) -> Config:
-        return dataclasses.replace(
-            raft_config(*arguments),
-            heartbeat_ticks=world.setup.timing.heartbeat_ticks,
-            election_ticks=world.setup.timing.election_ticks,
-            max_append_bytes=min(MAX_APPEND_BYTES, 12 * world.setup.timing.max_append_bytes),
-            max_inflight_messages=world.setup.timing.max_inflight_messages,
-            max_apply_bytes=1000,
-        )
-
-    def open_log(options: adr.LogOptions) -> tuple[adr.Log, adr.Recovered]:
-        return world.starting.open_log(options)
-
-    def open_store(path: Path, **options: Any) -> Store:
-        return world.starting.open_store(path, **options)
-
-    def token_bytes(size: int) -> bytes:
-        return world.starting.rng.randbytes(size)
-
-    clock = world.clock
-    pieces: dict[Any, dict[str, Any]] = {
-        member_module: {
-            "Log": SimpleNamespace(open=open_log),
-            "Store": SimpleNamespace(open=open_store),
-            "Raft": observed,
-            "raft_config": small,
-            "Replica": world.replica_class,
-            "Peers": lambda *_, **__: SimPeers(world.starting),
-            "random": SimpleNamespace(SystemRandom=lambda: world.starting.rng),
-            "monotonic": clock,
-            "WriteLimits": lambda **_: SMALL_LIMITS,
-            "Ahead": lambda *arguments: Ahead(*arguments, clock=clock),
-        },
-        replica_module: {
-            "monotonic": clock,
-            "WINDOW_ENTRIES": WINDOW_ENTRIES,
-            "COMPACT_EVERY_ENTRIES": COMPACT_EVERY_ENTRIES,
-        },
-        applier_module: {"monotonic": clock},
-        kv_module: {"monotonic": clock, "READS_PER_SLICE": 1},
-        identities: {"Files": lambda: world.starting.files},
-        opening_module: {
-            "Ring": lambda path, *rest: SimRing(world.starting.place, path, *rest),
-            "secrets": SimpleNamespace(token_bytes=token_bytes),
-        },
-        log_module.Log: {"_start_thread": lambda *_: None},
-    }
-    with contextlib.ExitStack() as stack:
-        for where, replaced in [*pieces.items(), *world.planted.items()]:
-            stack.enter_context(patch.multiple(where, **replaced))
-        yield
-
-
-class Clock:
-    """The world's time; each look at it takes a moment."""
-
-    def __init__(self, world: Surroundings) -> None:
-        self._world = world
-        self._moment, self._looks = 0.0, 0
-
-    def __call__(self) -> float:
-        moment = self._world.seconds()
-        if moment != self._moment:
-            self._moment, self._looks = moment, 0
-        self._looks += 1
-        return moment + self._looks * CLOCK_STEP_SECONDS

@@ -15,6 +15,7 @@ from typing import Protocol
 from raftkv_node.raft import (
     Config,
     FetchRequest,
+    HardState,
     Message,
     MessageType,
     ProposalError,
@@ -89,6 +90,7 @@ class SimNode:
     incarnation: int = 0
     waiting: list[Ready] = field(default_factory=list)
     flushing: list[Ready] = field(default_factory=list)
+    unwritten: HardState | None = None
     own_requests: set[str] = field(default_factory=set)
     reads: list[tuple[int, bytes]] = field(default_factory=list)
     batch: list[str] = field(default_factory=list)
@@ -116,7 +118,7 @@ class SimNode:
     def crash(self) -> None:
         """The process dies; what was not durable may be gone."""
         self.up = False
-        self.waiting, self.flushing = [], []
+        self.waiting, self.flushing, self.unwritten = [], [], None
         self.own_requests, self.reads, self.batch = set(), [], []
         self.log.crash(self.rng)
         self.store.crash()
@@ -169,7 +171,7 @@ class SimNode:
     def persist(self, ready: Ready) -> None:
         """Write and, with a ring, fence at once; otherwise the flush covers it later."""
         self.world.reach(self, "before write")
-        self.log.write(ready.hard_state, ready.entries)
+        self.log.write(self.hard_state_in_front(ready), ready.entries)
         self.world.reach(self, "after write")
         if self.slow_disk:
             if ready.must_sync or ready.messages_after_persist:
@@ -180,6 +182,16 @@ class SimNode:
             self.log.fence()
             self.world.reach(self, "after fence")
         self.complete([ready])
+
+    def hard_state_in_front(self, ready: Ready) -> HardState | None:
+        """What is written in front of the entries, any of which may be lost; the rest waits for the next batch."""
+        state = self.unwritten = ready.hard_state or self.unwritten
+        if state is None:
+            return None
+        commit = ready.commit_in_front(state.commit, self.raft.applied_index)
+        if commit == state.commit:
+            self.unwritten = None
+        return state._replace(commit=commit)
 
     def begin_flush(self) -> None:
         """Start a flush for all that waits, unless one is under way."""

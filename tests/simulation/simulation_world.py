@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from raftkv_node.raft import (
@@ -30,97 +29,9 @@ from raftkv_node.raft import (
     initial_configuration,
 )
 from simulation_checks import Checks, Violation
-from simulation_node import CrashError, SimNode, Timing
+from simulation_node import CrashError, SimNode
+from simulation_setup import Setup, setup_of
 from simulation_storage import LogStore, ModelLog, ModelStore
-
-
-@dataclass(frozen=True)
-class Faults:
-    """How bad the world is; probabilities per message, per point of a turn, or per fault event."""
-
-    lose: float = 0.03
-    double: float = 0.03
-    late: float = 0.05
-    crash: float = 0.0008
-    partition: float = 0.25
-    sleep: float = 0.15
-    change: float = 0.3
-    transfer: float = 0.1
-    freeze: float = 0.0
-    power: float = 0.4
-    """How many deaths of a process are power cuts of its machine (where there is a disk to lose)."""
-    blackout: float = 0.0
-    """The power of all machines at once."""
-    fragile: float = 8.0
-    """How much likelier a death is where something is half written."""
-    restart: int = 600
-    fault_every: int = 150
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a run consists of, chosen by the seed unless a test says otherwise."""
-
-    members: int = 3
-    slow_disks: bool = False
-    apply_before_durable: bool = False
-    duration: int = 6000
-    clients: int = 4
-    flush: int = 25
-    faults: Faults = field(default_factory=Faults)
-    timing: Timing = field(default_factory=Timing)
-
-
-def churn(rng: random.Random) -> Setup:
-    """Leaders come and go while entries travel one by one: the country of figure 8."""
-    faults = Faults(
-        lose=0.25, double=0.0, late=0.1, crash=0.004, change=0.0, partition=0.5, fault_every=40, restart=120
-    )
-    timing = Timing(election_ticks=5, heartbeat_ticks=1, max_append_bytes=1, max_inflight_messages=1)
-    return Setup(5, rng.random() < 0.5, faults=faults, timing=timing)
-
-
-def crashes(rng: random.Random) -> Setup:
-    """Processes die at every corner and come back at once."""
-    faults = Faults(lose=0.0, double=0.0, late=0.0, crash=0.02, partition=0.0, change=0.0, sleep=0.0, restart=60)
-    flush = rng.choice((25, 100))
-    return Setup(rng.choice((1, 3, 3)), rng.random() < 0.8, faults=faults, clients=8, flush=flush, duration=4000)
-
-
-def freezes(rng: random.Random) -> Setup:
-    """Leaders are cut off and stopped, and wake up believing that they lead."""
-    faults = Faults(lose=0.0, crash=0.0, partition=0.0, sleep=0.0, change=0.1, freeze=0.8, fault_every=200)
-    return Setup(rng.choice((3, 5)), rng.random() < 0.3, faults=faults, clients=8)
-
-
-def changes(rng: random.Random) -> Setup:
-    """The membership changes all the while, and so does the lead."""
-    faults = Faults(lose=0.1, late=0.1, crash=0.002, change=1.0, transfer=0.3, fault_every=40, restart=150)
-    return Setup(rng.choice((1, 3, 5)), rng.random() < 0.5, faults=faults, duration=4000)
-
-
-def mixed(rng: random.Random) -> Setup:
-    """A bit of everything, each fault often switched off altogether (swarm testing)."""
-    faults = Faults(
-        lose=rng.choice((0.0, 0.03, 0.15)),
-        double=rng.choice((0.0, 0.03, 0.2)),
-        late=rng.choice((0.0, 0.05, 0.3)),
-        crash=rng.choice((0.0, 0.0008, 0.003)),
-        partition=rng.choice((0.0, 0.25, 0.5)),
-        sleep=rng.choice((0.0, 0.15, 0.3)),
-        change=rng.choice((0.0, 0.3, 0.7)),
-        transfer=rng.choice((0.0, 0.1, 0.3)),
-    )
-    slow = rng.random() < 0.5
-    return Setup(rng.choice((1, 3, 3, 5)), slow, slow and rng.random() < 0.5, faults=faults)
-
-
-PROFILES = (mixed, changes, mixed, churn, crashes, freezes)
-
-
-def setup_of(seed: int) -> Setup:
-    """Derive a run's shape from its seed."""
-    return PROFILES[seed % len(PROFILES)](random.Random(seed ^ 0x5EED))
 
 
 class World:
@@ -144,8 +55,19 @@ class World:
         self.checks = Checks()
         self.nodes: dict[int, SimNode] = {}
         self.asleep: dict[int, int] = {}
+        self.gone: set[int] = set()
+        """Members that never come back."""
         self.groups: list[set[int]] = []
+        self.cuts: set[tuple[int, int]] = set()
+        """Links that carry nothing, as (sender, receiver)."""
+        self.numbers: dict[tuple[int, int], int] = {}
+        """Messages that were sent over each link, and the highest number that has arrived there."""
+        self.arrived: dict[tuple[int, int], int] = {}
         self.faulty = True
+        self.struck: list[str] = []
+        """Each single fault that has happened: the number of its fault event and its kind, or of its death."""
+        self.skipped = frozenset(self.setup.skip)
+        self.fault_events = self.deaths = 0
         self.trace: list[str] = []
         self.points: dict[str, int] = {}
         self.crash_armed = True
@@ -182,6 +104,17 @@ class World:
         self.liveness()
         return self
 
+    # -- places ----------------------------------------------------------------------------------------------
+
+    def zone_of(self, member: int) -> str:
+        """Where a member stands; empty where nobody knows of zones."""
+        return f"zone-{'abcdefghi'[(member - 1) % self.setup.zones]}" if self.setup.zones else ""
+
+    def delay(self, sender: int, to: int) -> int:
+        """How long a message is on its way."""
+        known = self.setup.latencies.get((self.zone_of(sender), self.zone_of(to)))
+        return self.rng.randint(1, 3) if known is None else known
+
     # -- nodes -----------------------------------------------------------------------------------------------
 
     def add_node(self, member: int, configuration: Configuration) -> None:
@@ -201,7 +134,7 @@ class World:
         self.start(node)
 
     def start(self, node: SimNode) -> None:
-        if node.up:
+        if node.up or node.id in self.gone:
             return
         self.note(f"{node.id} starts")
         self.guard(node, node.start)
@@ -209,12 +142,12 @@ class World:
         self.at(self.rng.randint(1, 10), self.tick, node, node.incarnation)
         self.act(node, node.turn)
 
-    def crash(self, node: SimNode) -> None:
+    def crash(self, node: SimNode, restart_after: int | None = None) -> None:
         self.crashes += 1
         self.note(f"{node.id} crashes")
         node.crash()
         self.asleep.pop(node.id, None)
-        self.at(self.rng.randint(5, self.setup.faults.restart), self.start, node)
+        self.at(restart_after or self.rng.randint(5, self.setup.faults.restart), self.start, node)
 
     def act(self, node: SimNode, action: Callable[..., None], *arguments: Any) -> None:
         """Let a node do something; it may die of it."""
@@ -246,7 +179,7 @@ class World:
         """A node's clock: about every 10, unevenly."""
         if node.incarnation != incarnation or not node.up:
             return
-        pace = self.rng.randint(7, 14) if self.faulty else 10
+        pace = (self.rng.randint(7, 14) if self.faulty else 10) * 10 // self.setup.unit_milliseconds
         self.at(max(pace, self.asleep.get(node.id, 0) - self.now), self.tick, node, incarnation)
         if self.asleep.get(node.id, 0) <= self.now:
             self.act(node, self.tick_now, node)
@@ -263,9 +196,21 @@ class World:
 
     def reach(self, node: SimNode, point: str) -> None:
         self.points[point] = self.points.get(point, 0) + 1
-        if self.faulty and self.rng.random() < self.setup.faults.crash:
+        if self.faulty and self.rng.random() < self.setup.faults.crash and self.dies():
             self.note(f"{node.id} dies {point}")
             raise CrashError(point)
+
+    def dies(self) -> bool:
+        """Whether the next death of a process that chance wants takes place."""
+        self.deaths += 1
+        return self.happens(f"death {self.deaths}")
+
+    def happens(self, fault: str) -> bool:
+        """Whether a single fault takes place, or is one of those that are left out."""
+        if fault in self.skipped:
+            return False
+        self.struck.append(fault)
+        return True
 
     def send(self, message: Message) -> None:
         self.checks.sent(message)
@@ -273,27 +218,53 @@ class World:
         copies = 1
         if self.faulty:
             if rng.random() < faults.lose:
+                self.checks.count("messages lost")
                 return
-            copies = 2 if rng.random() < faults.double else 1
+            if rng.random() < faults.double:
+                self.checks.count("messages doubled")
+                copies = 2
+        link = message.sender, message.to
+        number = self.numbers[link] = self.numbers.get(link, 0) + 1
         data = encode_message(message)
         for _ in range(copies):
-            delay = rng.randint(1, 3)
+            delay = self.delay(*link)
             if self.faulty and rng.random() < faults.late:
+                self.checks.count("messages late")
                 delay = rng.choice((10, 40, 200))
-            self.at(delay, self.deliver, message.sender, message.to, data)
+            self.at(delay, self.deliver, *link, data, number)
 
-    def deliver(self, sender: int, to: int, data: bytes) -> None:
+    def deliver(self, sender: int, to: int, data: bytes, number: int) -> None:
         node = self.nodes.get(to)
-        if node is None or not node.up or not self.connected(sender, to):
+        if node is None or not node.up or not self.passes(sender, to):
             return
+        if number < self.arrived.get((sender, to), 0):
+            self.checks.count("messages out of order")
+        else:
+            self.arrived[sender, to] = number
         self.act(node, self.step, node, data)
+
+    def passes(self, sender: int, to: int) -> bool:
+        """Whether the network carries what has come so far."""
+        if self.connected(sender, to):
+            return True
+        self.checks.count("messages cut off")
+        return False
 
     def step(self, node: SimNode, data: bytes) -> None:
         node.raft.step(decode_message(data))
         node.turn()
 
-    def connected(self, left: int, right: int) -> bool:
-        return not self.groups or any(left in group and right in group for group in self.groups)
+    def connected(self, sender: int, to: int) -> bool:
+        """Whether the network carries anything in this direction."""
+        if (sender, to) in self.cuts:
+            return False
+        return not self.groups or any(sender in group and to in group for group in self.groups)
+
+    def linked(self, member: int) -> frozenset[int]:
+        """Members that a member has a working link to."""
+        return frozenset(
+            one for one, node in self.nodes.items() if one != member and node.up and self.connected(member, one)
+        )
 
     def start_flush(self, node: SimNode) -> None:
         self.at(self.rng.randint(1, self.setup.flush), self.act_in, node, node.incarnation, node.flush_done, ())
@@ -355,26 +326,66 @@ class World:
     # -- faults ----------------------------------------------------------------------------------------------
 
     def fault(self) -> None:
-        """Now and then: split or heal the network, put a process to sleep, change the membership, move the lead."""
+        """A fault event: now and then this or that goes wrong, or is well again."""
         if not self.faulty:
             return
-        self.at(self.rng.randint(1, 2 * self.setup.faults.fault_every), self.fault)
-        faults, rng = self.setup.faults, self.rng
-        if self.groups and rng.random() < 0.5:
+        rng = self.rng
+        self.at(rng.randint(1, 2 * self.setup.faults.fault_every), self.fault)
+        self.fault_events += 1
+        try:
+            self.faults()
+        finally:
+            self.rng = rng
+
+    def strikes(self, kind: str, chance: float) -> bool:
+        """Whether a fault happens in this event.
+
+        What it does is then drawn from a generator of its own, so that a run in which it is left out is the same in all
+        that does not follow from it.
+        """
+        if not chance:
+            return False
+        fault = f"{self.fault_events} {kind}"
+        self.rng = random.Random(f"{self.seed} {fault}")
+        return self.rng.random() < chance and self.happens(fault)
+
+    def faults(self) -> None:
+        """Split or heal the network, put a process to sleep, change the membership, move the lead."""
+        faults = self.setup.faults
+        if self.groups and self.strikes("heal", 0.5):
             self.groups = []
             self.note("the network heals")
-        elif rng.random() < faults.partition:
+        elif self.strikes("partition", faults.partition):
             self.split()
-        if rng.random() < faults.sleep:
-            member = rng.choice(sorted(self.nodes))
-            self.asleep[member] = self.now + rng.randint(50, 500)
-            self.note(f"{member} sleeps until {self.asleep[member]}")
-        if rng.random() < faults.freeze:
-            self.freeze()
-        if rng.random() < faults.change:
-            self.change()
-        if rng.random() < faults.transfer:
-            self.transfer()
+        if self.cuts and self.strikes("links heal", 0.5):
+            self.cuts = set()
+            self.note("all links carry both ways")
+        elif not self.cuts and self.strikes("one way", faults.one_way):
+            self.cut_one_way()
+        for kind, chance, action in (
+            ("sleep", faults.sleep, self.sleep),
+            ("away", faults.away, self.take_away),
+            ("freeze", faults.freeze, self.freeze),
+            ("change", faults.change, self.change),
+            ("transfer", faults.transfer, self.transfer),
+        ):
+            if self.strikes(kind, chance):
+                action()
+
+    def sleep(self) -> None:
+        """A process stands still, and then goes on as if nothing had been."""
+        member = self.rng.choice(sorted(self.nodes))
+        self.checks.count("pauses")
+        self.asleep[member] = self.now + self.rng.randint(50, 500)
+        self.note(f"{member} sleeps until {self.asleep[member]}")
+
+    def take_away(self) -> None:
+        """Kill a member that the others can do without, for a long time."""
+        if len(self.nodes) < 3 or not all(node.up for node in self.nodes.values()):
+            return
+        node = self.nodes[self.rng.choice(sorted(self.nodes))]
+        self.note(f"{node.id} goes away")
+        self.crash(node, self.rng.randint(150, 450))
 
     def split(self) -> None:
         members = sorted(self.nodes)
@@ -384,12 +395,30 @@ class World:
         if self.rng.random() < 0.2:
             # a bridge: one member hears both sides
             self.groups[1].add(members[0])
+            self.checks.count("bridged partitions")
+        elif len(members) > 1:
+            self.checks.count("full partitions")
         self.note(f"the network splits: {[sorted(group) for group in self.groups]}")
+
+    def cut_one_way(self) -> None:
+        """A member, the leader rather than others, is not heard by some, or hears nothing of them."""
+        leaders = [node.id for node in self.leaders()]
+        members = sorted(self.nodes)
+        one = self.rng.choice(leaders if leaders and self.rng.random() < 0.5 else members)
+        others = [other for other in members if other != one]
+        chosen = self.rng.sample(others, self.rng.randint(min(1, len(others)), len(others)))
+        deaf = self.rng.random() < 0.5
+        self.cuts = {(other, one) if deaf else (one, other) for other in chosen}
+        if self.cuts:
+            self.checks.count("one-way cuts")
+            self.note(f"{one} {'hears nothing of' if deaf else 'is not heard by'} {sorted(chosen)}")
 
     def freeze(self) -> None:
         """Cut a leader off and stop it; clients still reach it when it wakes up."""
         for node in self.leaders()[:1]:
             self.groups = [{node.id}, set(self.nodes) - {node.id}]
+            self.checks.count("full partitions")
+            self.checks.count("pauses")
             self.asleep[node.id] = self.now + self.rng.randint(50, 400)
             self.note(f"{node.id} is cut off and sleeps until {self.asleep[node.id]}")
 
@@ -444,17 +473,17 @@ class World:
     def liveness(self) -> None:
         """No more faults, no more requests: the members of the final configuration must elect, serve, and converge."""
         self.faulty = False
-        self.groups, self.asleep = [], {}
+        self.groups, self.cuts, self.asleep = [], set(), {}
         self.events = [event for event in self.events if event[2] != self.client]
         heapq.heapify(self.events)
         self.note("faults end")
-        for member in sorted(self.nodes):
+        for member in sorted(self.nodes.keys() - self.gone):
             self.start(self.nodes[member])
         self.wait_for("leader that commits", self.settled)
         self.wait_for("write", self.written)
         self.wait_for("convergence", self.converged)
         leader = self.leaders()[0]
-        members = [self.nodes[member] for member in sorted(leader.raft.configuration.ids)]
+        members = [self.nodes[member] for member in sorted(leader.raft.configuration.ids - self.gone)]
         if len({node.store.digest() for node in members}) != 1:
             raise Violation("STATE_MACHINE_SAFETY", "members that applied the same entries differ")
 
@@ -487,7 +516,8 @@ class World:
         if not self.settled():
             return False
         raft = self.leaders()[0].raft
-        return all(self.nodes[member].store.applied == raft.last_index for member in raft.configuration.ids)
+        living = raft.configuration.ids - self.gone
+        return all(self.nodes[member].store.applied == raft.last_index for member in living)
 
     def describe(self) -> str:
         lines = []

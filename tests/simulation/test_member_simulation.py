@@ -10,9 +10,11 @@ import os
 import random
 
 import pytest
+from planted_bugs import ReusedReadContext
 from planted_member_bugs import BUGS, Planted
 from simulation_checks import Violation
-from simulation_cluster import SHAPES, MemberWorld, run_of
+from simulation_cluster import INSTALLING, SHAPES, MemberWorld, absences, run_of
+from simulation_setup import freezes
 
 SEEDS = os.environ.get("RAFT_SIMULATION_SEEDS")
 FIRST, LAST = (int(part) for part in (SEEDS or "0:12").split(":"))
@@ -57,7 +59,7 @@ def test_the_members_world_is_bad_enough() -> None:
     died_at: set[str] = set()
     counts: dict[str, int] = {}
     totals = dict.fromkeys(("blackouts", "acknowledged", "reads_served", "serializable", "compactions"), 0)
-    for seed in range(40, 58):
+    for seed in range(40, 84):
         world = run(seed)
         died_at |= {line.split(" dies ")[1] for line in world.trace if " dies " in line}
         for name, count in world.checks.counts.items():
@@ -89,6 +91,55 @@ def test_the_members_world_is_bad_enough() -> None:
         "ring full",
     ):
         assert counts.get(name), counts
+
+
+def test_members_die_at_every_step_of_a_snapshot() -> None:
+    """Sooner or later all of it has happened: snapshots sent, given up and installed, and a death at each point."""
+    died_at: set[str] = set()
+    counts = dict.fromkeys(("snapshots sent", "snapshots given up", "snapshots installed"), 0)
+    for seed in range(PATIENCE):
+        world = MemberWorld(seed, absences(random.Random(seed)))
+        try:
+            world.run()
+        except Violation as violation:
+            raise AssertionError(
+                f"seed {seed} of absences: {violation}\n" + "\n".join(world.trace[-40:])
+            ) from violation
+        died_at |= {line.split(" dies ")[1] for line in world.trace if " dies " in line}
+        for name in counts:
+            counts[name] += world.checks.counts.get(name, 0)
+        if died_at >= INSTALLING and min(counts.values()):
+            return
+    pytest.fail(f"not seen: {INSTALLING - died_at}, {counts}")
+
+
+class ClientsOnly(MemberWorld):
+    """No answer is judged by what no client knows: only the clients' own history is left to tell."""
+
+    def demand_floor(self, *_: object) -> None: ...
+
+
+def test_a_stale_read_is_found_by_the_history_of_the_clients_alone() -> None:
+    for seed in range(PATIENCE):
+        try:
+            ClientsOnly(seed, freezes(random.Random(seed)), raft_class=ReusedReadContext).run()
+        except Violation as violation:
+            assert violation.rule == "LINEARIZABLE_HISTORY"
+            assert "NO_STALE_READ" in str(violation)
+            return
+    pytest.fail(f"not found in {PATIENCE} seeds")
+
+
+def test_the_history_of_the_clients_holds_all_kinds_of_calls_and_what_watches_were_told() -> None:
+    worlds = [run(seed) for seed in range(1, 6)]
+    world = worlds[0]
+    kinds = {type(one.request).__name__ for one in world.history.operations if one.response is not None}
+    assert {"PutRequest", "TxnRequest", "DeleteRangeRequest", "RangeRequest"} <= kinds
+    assert world.checks.counts["histories checked"] == 1
+    assert world.checks.counts["watch events in checked histories"] > 50
+    watches = [watch for one in worlds for watch in one.history.watches]
+    assert any(watch.complete_to for watch in watches), "no watch was told how far it is"
+    assert len(watches) > 2 * len(worlds), "no watch was ever resumed"
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])

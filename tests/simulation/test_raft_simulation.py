@@ -10,7 +10,8 @@ import os
 import pytest
 from planted_bugs import BUGS, Planted
 from simulation_checks import Violation
-from simulation_world import PROFILES, World
+from simulation_setup import PROFILES
+from simulation_world import World
 
 FIRST, LAST = (int(part) for part in os.environ.get("RAFT_SIMULATION_SEEDS", "0:18").split(":"))
 PATIENCE = 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.pb.kv_pb2 import KeyValue
-from raftkv_node.store import CommandError, UnknownCommand, commands, validate
+from raftkv_node.store import CommandError, UnknownCommand, commands, keyorder, validate
 from raftkv_node.store import encoding as enc
 from raftkv_node.store import errors as e
 from raftkv_node.store.keyorder import KeyOrder
@@ -146,8 +147,6 @@ def test_key_order(steps: list[tuple[str, int]], reads: list[tuple[int, int, int
 
 
 def test_key_order_with_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from raftkv_node.store import keyorder
-
     monkeypatch.setattr(keyorder, "CHUNK_KEYS", 4)
     monkeypatch.setattr(keyorder, "MERGE_THRESHOLD_KEYS", 7)
 
@@ -288,3 +287,23 @@ def test_read_only_transactions() -> None:
     assert validate.is_serializable(txn(success=[read(True)], failure=[read(True)]))
     assert not validate.is_serializable(txn(success=[read(True)], failure=[read(False)]))
     assert not validate.is_serializable(txn())
+
+
+@pytest.mark.parametrize("shape", ["random", "ascending", "descending", "one prefix", "few"])
+def test_many_keys_are_put_in_order_in_small_parts(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sort of millions of keys lets no other thread run for as long as it takes: a member that prepared a snapshot
+    stood still."""
+    monkeypatch.setattr(keyorder, "SORTED_AT_ONCE_KEYS", 2000)
+    chosen = random.Random(1)
+    keys = [b"%08d" % number for number in chosen.sample(range(10**8), 400 if shape == "few" else 20_000)]
+    if shape == "one prefix":
+        keys = [b"/registry/pods/" + key for key in keys] + [b"a", b"z"]
+    if shape in ("ascending", "descending"):
+        keys.sort(reverse=shape == "descending")
+    parts = keyorder.parts_in_order(keys)
+    assert [key for part in parts for key in sorted(part)] == sorted(keys)
+    assert max(map(len, parts)) <= 2000
+    order = KeyOrder()
+    order.build(keys)
+    assert order.slice(b"", None, 0) == sorted(keys)
+    assert order.count(b"", None) == len(keys)

@@ -1,11 +1,14 @@
 //! RaftKV's native engine.
 //!
-//! Two rooms that know nothing of each other, of etcd or of Raft: [`transport`] (HTTP/2, gRPC framing, HTTP/1.1, TLS,
-//! peer links) hands Python batches of events and takes batches of replies; [`pmem`] maps persistent memory, and
-//! stores, flushes and fences records in it.
+//! Three rooms that know nothing of etcd or of Raft: [`transport`] (HTTP/2, gRPC framing, HTTP/1.1, TLS, peer links) hands
+//! Python batches of events and takes batches of replies; [`pmem`] maps persistent memory, and stores, flushes and fences
+//! records in it; [`bench`] puts other servers under load.
 
 use pyo3::prelude::*;
 
+mod bench;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod pmem;
 mod transport;
 
@@ -15,5 +18,6 @@ fn _engine(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     transport::register(m)?;
     pmem::register(m)?;
+    bench::register(m)?;
     Ok(())
 }

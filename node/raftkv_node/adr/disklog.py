@@ -3,6 +3,9 @@
 A batch is encoded at once and queued; the flush thread takes all that is queued, writes it and makes it durable by one
 fdatasync, one flush in flight, while turns go on. What a batch promises may leave only when `durable_lsn` has reached
 it (D4). Same records, same segments, same recovery.
+
+Without room on the disk what is queued waits, and goes on by itself. After a failed write or sync the log ends: there
+is no ring from which to make the segment anew (D15).
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from raftkv_node._engine import LogCorrupt, RingFull, log_encode
+from raftkv_node._engine import RingFull, log_encode
+from raftkv_node.adr.files import may_retry
 from raftkv_node.adr.log import Log, now
 from raftkv_node.adr.manifest import State
 from raftkv_node.adr.records import Record, StoredEntry
@@ -82,6 +86,10 @@ class DiskLog(Log):
     def headroom(self) -> int:
         return max(0, self._options.adr_size_bytes - (self._lsn - self._durable))
 
+    @property
+    def _behind(self) -> bool:
+        return self._durable != self._lsn
+
     # --- reading ---
 
     def _read_undrained(self, run: list[tuple[int, int, int]]) -> list[StoredEntry] | None:
@@ -96,16 +104,29 @@ class DiskLog(Log):
             self._wake.clear()
             if self._closing:
                 return
-            try:
-                self.flush()
-                self._release_segments()
-            except (OSError, LogCorrupt) as error:
-                self._counts["drain_errors"] += 1
-                self._fail(error)
+            error = self.background_pass()
+            if self.failed is not None:
                 return
-            except Exception as error:
+            if error is not None:
+                # Promised is nothing yet, and the bytes are still queued.
+                self._pause()
+                self._wake.set()
+
+    def background_pass(self) -> Exception | None:
+        """One pass of the flush thread: flush, release; returns what went wrong. What cannot be tried again is latched
+        in `failed`."""
+        try:
+            self.flush()
+            self._release_segments()
+        except OSError as error:
+            self._drain_error(error)
+            if not may_retry(error):
                 self._fail(error)
-                return
+            return error
+        except Exception as error:
+            self._fail(error)
+            return error
+        return None
 
     def flush(self) -> None:
         """Writes all that is queued and makes it durable: one fdatasync for each segment that it reaches."""
@@ -115,18 +136,30 @@ class DiskLog(Log):
             if not taken:
                 return
             began = now()
-            first = 0
-            for position, item in enumerate(taken):
-                if item.boundary:
-                    self._flush_run(taken[first:position])
-                    first = position
-                    self._begin_segment(item.start_lsn)
-            self._flush_run(taken[first:])
+            try:
+                self._flush_taken(taken)
+            except OSError:
+                with self._lock:
+                    self._queue[:0] = [item for item in taken if item.start_lsn >= self._durable]
+                raise
+            self._lag_since = None if self._durable == self._lsn else began
+            self._drained_to_disk()
+            self._note_pressure()
             self._durations.append(now() - began)
             self._counts["drains"] += 1
 
+    def _flush_taken(self, taken: list[_Queued]) -> None:
+        first = 0
+        for position, item in enumerate(taken):
+            if item.boundary:
+                self._flush_run(taken[first:position])
+                first = position
+                self._begin_segment(item.start_lsn)
+        self._flush_run(taken[first:])
+
     def _begin_segment(self, lsn: int) -> None:
-        self._segments.start(self._generation, lsn)
+        if self._segments.newest_lsn != lsn:  # else: begun before an error, and tried again
+            self._segments.start(self._generation, lsn)
         if self._manifest.drained_lsn < lsn:
             # Below the newest segment all is durable and must be whole: the next start scans only this one.
             self._write_manifest(self._manifest.replace(drained_lsn=lsn))
@@ -148,8 +181,3 @@ class DiskLog(Log):
     def _mark_clean(self) -> None:
         self.flush()
         self._write_manifest(self._manifest.replace(state=State.CLEAN, drained_lsn=self._durable))
-
-    def retire(self) -> None:
-        self._stop_thread()
-        self._wipe_disk()
-        self._unlock()

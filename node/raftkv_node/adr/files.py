@@ -28,6 +28,10 @@ class SyncFailed(OSError):
     """A sync failed: the kernel may have dropped the pages. It is never tried again on that file (D15)."""
 
 
+class FolderSyncFailed(SyncFailed):
+    """Which names a folder has on disk is unknown. There is no other folder to go to: the log ends."""
+
+
 def may_retry(error: OSError) -> bool:
     """Whether an operation that failed so left nothing unknown behind: no space, and not found out by a sync."""
     return error.errno in RETRIED_ERRORS and not isinstance(error, SyncFailed)
@@ -86,7 +90,7 @@ class Files:
         try:
             os.fsync(fd)
         except OSError as error:
-            raise SyncFailed(error.errno, error.strerror) from error
+            raise FolderSyncFailed(error.errno, error.strerror, str(path)) from error
         finally:
             os.close(fd)
 
@@ -120,7 +124,9 @@ def create_zeroed(files: Files, path: Path, size_bytes: int) -> None:
 def make_folder(files: Files, path: Path) -> None:
     """Makes a folder inside an existing one, durably; fine if it is there (a killed process may not have synced it)."""
     if not path.is_dir():
-        files.mkdir(path)
+        # Another member may make the folder of the cluster that both belong to.
+        with contextlib.suppress(FileExistsError):
+            files.mkdir(path)
     files.sync_folder(path.parent)
 
 

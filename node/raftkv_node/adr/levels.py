@@ -1,8 +1,9 @@
 """What an acknowledged write survives, found out from the machine and never overstated (D12).
 
 `power`: power loss. A mapping that the file system granted with MAP_SYNC, on memory whose region names a persistence
-domain; or a disk's fdatasync. `kernel`: a kernel crash or warm reboot. Emulated persistent memory: MAP_SYNC is granted,
-but the region names no persistence domain. `process`: the end of the process only. tmpfs, and every ordinary file.
+domain; or a disk's fdatasync, where nothing beneath it is known to be less (`disks`). `kernel`: a kernel crash or warm
+reboot. Emulated persistent memory: MAP_SYNC is granted, but the region names no persistence domain; or a disk that is
+mounted without barriers. `process`: the end of the process only. tmpfs, and every ordinary file.
 
 A log is as durable as the weaker of its ring and its disk, since what was drained is given up by the ring.
 """
@@ -20,25 +21,16 @@ from enum import StrEnum
 from pathlib import Path
 
 from raftkv_node._engine import probe_dax, probe_flush, probe_map_sync
+from raftkv_node.adr.disks import MOUNTINFO, VOLATILE_FILE_SYSTEMS, Disks
+from raftkv_node.adr.level import Level
+from raftkv_node.adr.media import POWER_DOMAINS, BadBlocks, Extent, Media, file_extents
 
 PROBE_BYTES = 4096
-VOLATILE_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-POWER_DOMAINS = frozenset({"memory_controller", "cpu_cache"})
 
 #: struct fsuuid2 {u8 len; u8 uuid[16]}: _IOR(0x15, 0, ...), Linux 6.9 on, any file system.
 _FS_IOC_GETFSUUID = 0x80111500
 #: struct fsuuid {u32 len; u32 flags; u8 uuid[]}: _IOR('f', 44, ...), ext4.
 _EXT4_IOC_GETFSUUID = 0x8008662C
-
-
-class Level(StrEnum):
-    PROCESS = "process"
-    KERNEL = "kernel"
-    POWER = "power"
-
-    @property
-    def rank(self) -> int:
-        return list(Level).index(self)
 
 
 class Medium(StrEnum):
@@ -52,7 +44,10 @@ class Medium(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a folder's file system gives. `flush` is "auto" or "none" (caches are in the persistence domain)."""
+    """What a folder's file system gives. `flush` is "auto" or "none" (caches are in the persistence domain).
+
+    `bad_sectors`: known bad sectors (512 bytes) of its device. `because`: why a disk has its level.
+    """
 
     level: Level
     medium: Medium
@@ -63,10 +58,33 @@ class Probe:
     persistence_domain: str | None = None
     flush: str = "auto"
     unsafe_shutdowns: int | None = None
+    bad_sectors: int = 0
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Which file system a folder is on, and how often its memory was not shut down safely."""
+
+    file_system: str
+    unsafe_shutdowns: int | None = None
 
 
 class Environment:
     """The machine as the log sees it; tests put another one in its place."""
+
+    #: Where the kernel tells of devices.
+    sysfs: Path = Path("/sys")
+    #: And of what is mounted.
+    mountinfo: Path = MOUNTINFO
+
+    @property
+    def disks(self) -> Disks:
+        return Disks(self.sysfs, self.mountinfo)
+
+    @property
+    def media(self) -> Media:
+        return Media(self.sysfs)
 
     def host(self) -> str:
         """The Kubernetes node's name where the pod was told it, else the host's."""
@@ -77,7 +95,7 @@ class Environment:
 
     def probe_ring(self, folder: Path) -> Probe:
         """What a ring in `folder` would be worth. Makes a small file there, without a name."""
-        identity, kind = file_system_identity(folder, self.boot_id())
+        identity, kind = file_system_identity(folder, self.boot_id(), self.disks)
         # Without a name, so that nothing is left behind whenever the process ends.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE_BYTES))
@@ -86,10 +104,11 @@ class Environment:
             path = f"/proc/self/fd/{file.fileno()}"
             map_sync = probe_map_sync(path)
             dax = probe_dax(path)
+        media = self.media
+        bad = media.bad_blocks(folder).sectors
         if not (map_sync and dax):
-            return Probe(Level.PROCESS, Medium.FILE, kind, identity, map_sync, dax)
-        regions = region_folders(folder)
-        domain = persistence_domain(regions)
+            return Probe(Level.PROCESS, Medium.FILE, kind, identity, map_sync, dax, bad_sectors=bad)
+        domain = media.persistence_domain(folder)
         # Only processors whose cache lines this program can write back may claim more than the process.
         flushable = probe_flush() != "none" or domain == "cpu_cache"
         level = Level.POWER if domain in POWER_DOMAINS else Level.KERNEL
@@ -102,31 +121,36 @@ class Environment:
             dax,
             domain,
             "none" if domain == "cpu_cache" else "auto",
-            unsafe_shutdowns(regions),
+            media.unsafe_shutdowns(folder),
+            bad,
         )
 
+    def whereabouts(self, folder: Path) -> Whereabouts:
+        """As `probe_ring` finds them, without making a file."""
+        return Whereabouts(
+            file_system_identity(folder, self.boot_id(), self.disks)[0], self.media.unsafe_shutdowns(folder)
+        )
+
+    def extents(self, path: Path) -> list[Extent] | None:
+        """Where a file lies on its device; None if its file system does not tell."""
+        return file_extents(path)
+
+    def bad_blocks(self, folder: Path) -> BadBlocks:
+        """Known bad blocks of the device beneath a folder."""
+        return self.media.bad_blocks(folder)
+
+    def deep_flush(self, folder: Path) -> bool | None:
+        """See `Media.deep_flush`."""
+        return self.media.deep_flush(folder)
+
     def probe_disk(self, folder: Path) -> Probe:
-        """What fdatasync in `folder` is worth."""
-        identity, kind = file_system_identity(folder, self.boot_id())
-        level = Level.PROCESS if kind in VOLATILE_FILE_SYSTEMS else Level.POWER
-        return Probe(level, Medium.DISK, kind, identity)
+        """What fdatasync in `folder` is worth, by what lies beneath it."""
+        identity, kind = file_system_identity(folder, self.boot_id(), self.disks)
+        worth = self.disks.worth(folder)
+        return Probe(worth.level, Medium.DISK, kind, identity, because=worth.because)
 
 
-def mount_of(folder: Path) -> tuple[str, str, str]:
-    """Type, source and device number (major:minor) of the file system that holds `folder`, by mountinfo."""
-    device = folder.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    found = ("unknown", "", wanted)
-    with Path("/proc/self/mountinfo").open() as mounts:
-        for line in mounts:
-            before, _, after = line.partition(" - ")
-            if before.split()[2] == wanted:
-                kind, source, *_ = after.split()
-                found = (kind, source, wanted)
-    return found
-
-
-def file_system_identity(folder: Path, boot_id: str) -> tuple[str, str]:
+def file_system_identity(folder: Path, boot_id: str, disks: Disks) -> tuple[str, str]:
     """The identity of the file system that holds `folder`, and its type (D7).
 
     A superblock's uuid where there is one. For tmpfs, which lives as long as the boot, the boot id and the device
@@ -134,7 +158,8 @@ def file_system_identity(folder: Path, boot_id: str) -> tuple[str, str]:
     Never st_dev or f_fsid of a disk: they may change at reboot. A file system without a uuid (overlay) is known by its
     type alone: the ring's own uuid, which is in the manifest, too, tells the rest.
     """
-    kind, source, device = mount_of(folder)
+    mount = disks.mount_of(folder)
+    kind, source, device = mount.kind, mount.source, mount.device
     if kind in VOLATILE_FILE_SYSTEMS:
         return f"{kind}:{boot_id}:{device}", kind
     uuid = _uuid_by_ioctl(folder) or _uuid_by_udev(source)
@@ -165,43 +190,3 @@ def _uuid_by_udev(source: str) -> str | None:
             if link.resolve() == device:
                 return link.name.replace("-", "").lower()
     return None
-
-
-def region_folders(folder: Path) -> list[Path]:
-    """The sysfs folders of the persistent-memory regions beneath the file system of `folder`, through device mapper."""
-    device = folder.stat().st_dev
-    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    blocks, regions = [block], []
-    while blocks:
-        here = blocks.pop()
-        slaves = here / "slaves"
-        if slaves.is_dir():
-            blocks += list(slaves.iterdir())
-        with contextlib.suppress(OSError):
-            regions += [parent for parent in here.resolve(strict=True).parents if parent.name.startswith("region")]
-    return regions
-
-
-def persistence_domain(regions: list[Path]) -> str | None:
-    """What all regions promise at power loss; the weakest counts, None if one promises nothing."""
-    domains = set()
-    for region in regions:
-        with contextlib.suppress(OSError):
-            domains.add((region / "persistence_domain").read_text().strip())
-            continue
-        domains.add("")
-    if not domains or not domains <= POWER_DOMAINS:
-        return None
-    return "memory_controller" if "memory_controller" in domains else "cpu_cache"
-
-
-def unsafe_shutdowns(regions: list[Path]) -> int | None:
-    """The sum of the regions' devices' counts of shutdowns that the platform could not finish; None if not counted."""
-    counts = []
-    for region in regions:
-        bus = region.parent
-        for name in ("nfit/dirty_shutdown", "cxl/dirty_shutdown"):
-            for file in bus.glob(f"nmem*/{name}"):
-                with contextlib.suppress(OSError, ValueError):
-                    counts.append(int(file.read_text().strip(), 0))
-    return sum(counts) if counts else None

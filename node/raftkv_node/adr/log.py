@@ -21,21 +21,32 @@ from typing import TYPE_CHECKING
 from raftkv_node._engine import LogCorrupt, LogIndex
 from raftkv_node.adr import records
 from raftkv_node.adr.errors import LogFailed, Unusable
-from raftkv_node.adr.files import Files
-from raftkv_node.adr.levels import Environment, Level, Medium
-from raftkv_node.adr.manifest import MANIFEST_FILE, Manifest, write_manifest
+from raftkv_node.adr.files import Files, SyncFailed, may_retry
+from raftkv_node.adr.level import Level
+from raftkv_node.adr.levels import Environment, Medium
+from raftkv_node.adr.manifest import Manifest, write_manifest
+from raftkv_node.adr.places import Place, wipe
 from raftkv_node.adr.records import HardState, Mark, Record, StoredEntry
-from raftkv_node.adr.segments import Generation, Segments
+from raftkv_node.adr.segments import DURATIONS_KEPT, Generation, Segments
 from raftkv_node.adr.table import Member
 
 if TYPE_CHECKING:
     from raftkv_node.adr.opening import Opened
 
 MIB = 1 << 20
+#: D6: with the log buffer this full, entries are made smaller.
+PRESSURE_SHRINK = 0.75
+#: D6: with the log buffer this full, proposals wait.
+PRESSURE_FULL = 0.9
 RING_SIZE_MINIMUM_BYTES = 4 * MIB
 RING_SIZE_MAXIMUM_BYTES = 100 * MIB
-#: Durations kept for the exporter between two scrapes; older ones are dropped.
-DURATIONS_KEPT = 4096
+#: Names of alarms (`Log.alarms`).
+ALARM_STALLED = "ADR_DRAIN_STALLED"
+ALARM_NO_SPACE = "ADR_DRAIN_NO_SPACE"
+ALARM_FAILING = "ADR_DRAIN_FAILING"
+ALARM_FULL = "ADR_RING_FULL"
+#: How long the background thread waits at most until it tries again what has failed.
+RETRY_SECONDS = 0.1
 #: Where segments lie in the data folder, unless a drain folder is given.
 SEGMENT_FOLDER = "wal"
 
@@ -62,8 +73,11 @@ class LogOptions:
 
     `adr_path`: a folder on persistent memory that exists (never made); None: disk mode. `drain_dir`: the segments'
     folder, by default `wal` in the data folder. `identity_files`: names in the data folder that do not make it a
-    used one. `begun`: the caller knows that this log was opened before; an empty folder is then a lost log. In disk
-    mode `adr_size_bytes` bounds what waits for its flush.
+    used one. `begun`: the caller knows that this log was opened before; an empty folder is then a lost log.
+    `accept_loss`: go on with what is on disk where rows 9 to 11 refuse; only for a member that gives up its id. In disk
+    mode `adr_size_bytes` bounds what waits for its flush. Draining begins `drain_interval_seconds` after the last time,
+    or when `drain_size_bytes` wait. `stalled_after_seconds`: from this age of the oldest record that is not on disk on
+    the log says so (`alarms`).
     """
 
     data_dir: Path
@@ -73,11 +87,13 @@ class LogOptions:
     drain_dir: Path | None = None
     drain_interval_seconds: float = 0.1
     drain_size_bytes: int = 8 * MIB
+    stalled_after_seconds: float = 5.0
     minimum_durability: Level = Level.POWER
     segment_size_bytes: int = 64 * MIB
     recovered_entries_bytes: int = 32 * MIB
     identity_files: frozenset[str] = frozenset({"identity.json"})
     begun: bool = False
+    accept_loss: bool = False
     adr_size_limits_bytes: tuple[int, int] = (RING_SIZE_MINIMUM_BYTES, RING_SIZE_MAXIMUM_BYTES)
     files: Files = field(default_factory=Files)
     environment: Environment = field(default_factory=Environment)
@@ -93,6 +109,8 @@ class LogOptions:
             raise Unusable(f"the log buffer's size is {self.adr_size_bytes} bytes, but must be from {low} to {high}")
         if self.drain_interval_seconds <= 0 or self.drain_size_bytes <= 0 or self.segment_size_bytes <= 0:
             raise Unusable("drain interval, drain size and segment size must be positive")
+        if self.stalled_after_seconds <= 0:
+            raise Unusable("the time after which a drain counts as stalled must be positive")
         if len(self.identity.disk_uuid) != 16:
             raise Unusable("a disk uuid has 16 bytes")
 
@@ -104,7 +122,8 @@ class Recovered:
     `entries`: the tail, at most `recovered_entries_bytes` of it; older ones by `Log.read_entries`. `base_term`: term of
     the entry before `first_index`, 0 if it is not known. `torn_tail_bytes`: valid records that followed a torn one and
     were dropped with it (the normal picture of a power cut). `replayed`: records that were found behind what the
-    manifest knew to be drained. `fresh`: the log was made just now. `row`: the decision table's.
+    manifest knew to be drained. `fresh`: the log was made just now. `row`: the decision table's. `ring_proof`: the log
+    was recovered from a ring in use, in memory outside of the disk, which proves that the disk is not an older copy.
     """
 
     hard_state: HardState
@@ -123,6 +142,20 @@ class Recovered:
     nonce: bytes
     fresh: bool
     row: int
+    ring_proof: bool = False
+
+
+def preamble(index: LogIndex) -> list[Record]:
+    """What every segment and every generation begins with (D5): hard state, configuration, position; then marks."""
+    term, vote, commit = index.hard_state
+    membership = index.configuration or (0, 0, b"")
+    last_index, last_term = index.last
+    return [
+        records.hard_state(term, vote, commit),
+        records.configuration(*membership),
+        records.mark(records.MARK_POSITION, last_term, last_index),
+        *(records.mark(*found) for found in index.marks_from(records.MARK_USER)),
+    ]
 
 
 class Log(ABC):
@@ -141,7 +174,9 @@ class Log(ABC):
         self._release_below = 0
         self._closing = False
         self._wake = threading.Event()
+        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._bad_sectors = opened.bad_sectors
         self.level: Level = opened.level
         self.medium: Medium = opened.medium
         self.failed: Exception | None = None
@@ -150,6 +185,14 @@ class Log(ABC):
         #: Called once, from the thread that failed.
         self.on_failed: Callable[[Exception], None] | None = None
         self._durations: deque[float] = deque(maxlen=DURATIONS_KEPT)
+        #: When the oldest record that is not on disk was appended, None if all is.
+        self._lag_since: float | None = None
+        #: Since when the buffer is so full that proposals wait, and for how long they did before.
+        self._full_since: float | None = None
+        self._backpressure_seconds = 0.0
+        #: What keeps the drain from going on: an error that is tried again.
+        self._trouble: OSError | None = None
+        self._last_success_seconds = time.time()
         self._counts = {
             "appended_batches": 0,
             "appended_bytes": 0,
@@ -157,6 +200,9 @@ class Log(ABC):
             "drains": 0,
             "drained_bytes": 0,
             "drain_errors": 0,
+            "drain_errors_space": 0,
+            "drain_errors_sync": 0,
+            "drain_errors_io": 0,
             "released_segments": 0,
             "ring_full": 0,
         }
@@ -202,16 +248,7 @@ class Log(ABC):
             raise LogFailed("the log is closed")
 
     def _preamble(self) -> list[Record]:
-        """What every segment and every generation begins with (D5): hard state, configuration, position; then marks."""
-        term, vote, commit = self._index.hard_state
-        membership = self._index.configuration or (0, 0, b"")
-        last_index, last_term = self._index.last
-        return [
-            records.hard_state(term, vote, commit),
-            records.configuration(*membership),
-            records.mark(records.MARK_POSITION, last_term, last_index),
-            *(records.mark(*found) for found in self._index.marks_from(records.MARK_USER)),
-        ]
+        return preamble(self._index)
 
     def _appended(self, count: int, size_bytes: int, held_bytes: int) -> None:
         counts = self._counts
@@ -219,6 +256,9 @@ class Log(ABC):
         counts["appended_records"] += count
         counts["appended_bytes"] += size_bytes
         self._high_watermark_bytes = max(self._high_watermark_bytes, held_bytes)
+        if self._lag_since is None:
+            self._lag_since = now()
+        self._note_pressure()
 
     # --- reading: any thread ---
 
@@ -234,6 +274,10 @@ class Log(ABC):
     def term(self, index: int) -> int | None:
         """Term of the entry at `index`, also of the one before the first where it is known (0: it is not)."""
         return self._index.term(index)
+
+    def tail_index(self, max_bytes: int) -> int:
+        """The first index from which all entries to the last take at most `max_bytes` in the log."""
+        return self._index.tail(max_bytes)
 
     def read_entries(self, lo: int, hi: int, max_bytes: int) -> list[StoredEntry]:
         """Durable entries of [lo, hi), from the first on, about `max_bytes` of them but at least one; validated.
@@ -285,6 +329,32 @@ class Log(ABC):
         if self._release_below:
             self._counts["released_segments"] += self._segments.release(self._release_below, self._index)
 
+    def _drained_to_disk(self) -> None:
+        """A drain, or a flush, has succeeded."""
+        self._trouble = None
+        self._last_success_seconds = time.time()
+
+    def _drain_error(self, error: OSError) -> None:
+        """Counts an error of the drain's disk by its kind."""
+        counts = self._counts
+        counts["drain_errors"] += 1
+        sync = isinstance(error, SyncFailed)
+        counts["drain_errors_sync" if sync else "drain_errors_space" if may_retry(error) else "drain_errors_io"] += 1
+        self._trouble = error
+
+    def _pause(self) -> None:
+        """Before something is tried again, whatever waits; the end of the log ends it."""
+        self._ended.wait(min(self._options.drain_interval_seconds, RETRY_SECONDS))
+
+    def _note_pressure(self) -> None:
+        """Keeps the time in which proposals wait. The appender and the drain call it, each after what it changed."""
+        full, since = self.pressure() >= PRESSURE_FULL, self._full_since
+        if full and since is None:
+            self._full_since = now()
+        elif not full and since is not None:
+            self._full_since = None
+            self._backpressure_seconds += now() - since
+
     def _fail(self, error: Exception) -> None:
         """Latches a failure: from now on nothing is durable any more, and the node must stop (D15)."""
         if self.failed is None:
@@ -298,10 +368,15 @@ class Log(ABC):
 
     def _stop_thread(self) -> None:
         self._closing = True
+        self._ended.set()
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._thread = None
+
+    def left_places(self, places: tuple[Place, ...]) -> None:
+        """What of older places could not be cleared; the next manifest that is written says so."""
+        self._manifest = self._manifest.replace(old_places=places)
 
     def _write_manifest(self, manifest: Manifest) -> None:
         write_manifest(self._files, self._options.data_dir, manifest)
@@ -338,15 +413,21 @@ class Log(ABC):
     def _close_files(self) -> None:
         self._segments.close()
 
-    @abstractmethod
     def retire(self) -> None:
-        """Closes and wipes ring, segments and manifest, the manifest last (M10 is the caller's to have checked)."""
-
-    def _wipe_disk(self) -> None:
-        self._segments.wipe()
-        with contextlib.suppress(FileNotFoundError):
-            self._files.unlink(self._options.data_dir / MANIFEST_FILE)
-        self._files.sync_folder(self._options.data_dir)
+        """Closes and wipes rings, segments and manifest, the manifest last (M10 is the caller's to have checked)."""
+        self._stop_thread()
+        self._close_files()
+        self._segments.forget()
+        options, identity = self._options, self._options.identity
+        wipe(
+            self._files,
+            options.data_dir,
+            options.segment_folder,
+            options.adr_path,
+            (identity.cluster_id, identity.number),
+            options.environment,
+        )
+        self._unlock()
 
     def _unlock(self) -> None:
         locks, self._locks = self._locks, []
@@ -354,6 +435,43 @@ class Log(ABC):
             os.close(fd)
 
     # --- figures ---
+
+    def lag_seconds(self) -> float:
+        """Age of the oldest record that is not on disk yet, 0 if all is."""
+        if not self._behind:
+            return 0.0
+        since = self._lag_since
+        if since is None:  # forgotten when an append met the end of a drain: known from now on
+            since = self._lag_since = now()
+        return max(0.0, now() - since)
+
+    @property
+    @abstractmethod
+    def _behind(self) -> bool:
+        """Whether there are records that are not on disk yet."""
+
+    def backpressure_seconds(self) -> float:
+        """For how long, in all, proposals had to wait for room (D6)."""
+        since = self._full_since
+        return self._backpressure_seconds + (0.0 if since is None else max(0.0, now() - since))
+
+    def alarms(self) -> dict[str, str]:
+        """What is wrong but may pass, by name (docs/durability.md); nothing acknowledged is in danger. Any thread."""
+        found: dict[str, str] = {}
+        lag, trouble, limit = self.lag_seconds(), self._trouble, self._options.stalled_after_seconds
+        where = self._options.segment_folder
+        if trouble is not None:
+            reason = trouble.strerror or str(trouble)
+            if may_retry(trouble):
+                found[ALARM_NO_SPACE] = f"no room for the log in {where}: {reason}; make room, it goes on by itself"
+            else:
+                found[ALARM_FAILING] = f"the log could not be written to {where}: {reason}; it is tried on a new file"
+        if lag > limit:
+            found[ALARM_STALLED] = f"nothing was brought to disk in {where} for {lag:.0f} s"
+        since = self._full_since
+        if since is not None and now() - since > limit:
+            found[ALARM_FULL] = f"the log buffer is {self.pressure():.0%} full: writes wait until more is on disk"
+        return found
 
     def stats(self) -> dict[str, int]:
         """Plain counters and gauges, in the unit of their names."""
@@ -367,15 +485,20 @@ class Log(ABC):
             "high_watermark_bytes": self._high_watermark_bytes,
             "generation": self._generation.number,
             "unsafe_shutdowns": self._manifest.unsafe_shutdowns or 0,
+            "bad_sectors": self._bad_sectors,
+            "segment_rebuilds": self._segments.rebuilds,
+            "backpressure_milliseconds": round(self.backpressure_seconds() * 1000),
+            "drain_lag_milliseconds": round(self.lag_seconds() * 1000),
+            "last_drain_unix_milliseconds": round(self._last_success_seconds * 1000),
         }
 
     def take_durations_seconds(self) -> list[float]:
         """Durations of drains (ring mode) or flushes (disk mode) since the last call."""
-        taken = []
-        with contextlib.suppress(IndexError):
-            while True:
-                taken.append(self._durations.popleft())
-        return taken
+        return _take(self._durations)
+
+    def take_sync_durations_seconds(self) -> list[float]:
+        """Durations of the syncs of segments since the last call."""
+        return _take(self._segments.sync_seconds)
 
     @property
     def nonce(self) -> bytes:
@@ -385,6 +508,14 @@ class Log(ABC):
     @property
     def generation(self) -> int:
         return self._generation.number
+
+
+def _take(durations: deque[float]) -> list[float]:
+    taken = []
+    with contextlib.suppress(IndexError):
+        while True:
+            taken.append(durations.popleft())
+    return taken
 
 
 def now() -> float:

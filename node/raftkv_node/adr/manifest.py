@@ -10,9 +10,12 @@ from typing import Any
 
 from raftkv_node._engine import crc32c
 from raftkv_node.adr.files import Files, read_document, write_document
+from raftkv_node.adr.ringfile import DATA_OFFSET_BYTES, GENERATION_LIMIT, LSN_LIMIT, SIZE_LIMIT_BYTES
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = 1
+_LSN_ALIGN_BYTES = 64
+_WORD_LIMIT = 1 << 64
 
 
 class State(StrEnum):
@@ -58,6 +61,10 @@ class Manifest:
     nonce: str
     namespace: str
     cluster_name: str
+    #: The folder of persistent memory in which the ring lies ("" in disk mode).
+    adr_path: str
+    #: Folders and file-system identities where rings of older generations may still lie.
+    old_places: tuple[tuple[str, str], ...] = ()
 
     @property
     def seed(self) -> int:
@@ -85,8 +92,37 @@ def read_manifest(folder: Path) -> Manifest | None:
             return None
         if document.pop("format", None) != MANIFEST_FORMAT:
             raise ManifestInvalid("its format is not one that this program knows")
+        document["old_places"] = tuple((str(path), str(system)) for path, system in document.get("old_places", ()))
         manifest = Manifest(**document)
-        bytes.fromhex(manifest.secret)
-        return manifest.replace(state=State(manifest.state), mode=Mode(manifest.mode))
+        manifest = manifest.replace(state=State(manifest.state), mode=Mode(manifest.mode))
+        _check(manifest)
+        return manifest
     except (ValueError, TypeError, RecursionError) as error:
         raise ManifestInvalid(str(error)) from error
+
+
+def _check(manifest: Manifest) -> None:
+    """ValueError or TypeError: a value is one that no log has, whatever the checksum says."""
+    for name in ("ring_uuid", "secret", "disk_uuid", "nonce"):
+        bytes.fromhex(getattr(manifest, name))
+    for name in ("cluster_id", "member_id"):
+        _within(name, int(getattr(manifest, name), 16), 0, _WORD_LIMIT)
+    for name in ("level", "host", "boot_id", "file_system", "namespace", "cluster_name", "adr_path", "ring_file"):
+        if not isinstance(getattr(manifest, name), str):
+            raise TypeError(f"{name} is no text")
+    _within("generation", manifest.generation, 0, GENERATION_LIMIT)
+    _within("number", manifest.number, 0, _WORD_LIMIT)
+    _within("drained_lsn", manifest.drained_lsn, 0, LSN_LIMIT)
+    if manifest.drained_lsn % _LSN_ALIGN_BYTES:
+        raise ValueError(f"drained_lsn {manifest.drained_lsn} is no multiple of {_LSN_ALIGN_BYTES}")
+    if manifest.unsafe_shutdowns is not None:
+        _within("unsafe_shutdowns", manifest.unsafe_shutdowns, 0, _WORD_LIMIT // 2)
+    low = DATA_OFFSET_BYTES + 1 if manifest.mode == Mode.RING else 0
+    _within("ring_size_bytes", manifest.ring_size_bytes, low, SIZE_LIMIT_BYTES + 1)
+
+
+def _within(name: str, value: object, low: int, end: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} is no number")
+    if not low <= value < end:
+        raise ValueError(f"{name} is {value}, but from {low} to {end - 1} is possible")

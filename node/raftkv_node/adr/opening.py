@@ -9,19 +9,20 @@ tails are cut off, the ring's tail is copied to segments; then the next generati
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
-import fcntl
 import os
 import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raftkv_node._engine import LogCorrupt, LogIndex, Ring
+from raftkv_node._engine import LogCorrupt, LogIndex, Ring, RingImage
 from raftkv_node.adr.disklog import DiskLog
-from raftkv_node.adr.errors import DurabilityTooLow, Owned, Refusal, Refused, Unusable
+from raftkv_node.adr.errors import DurabilityTooLow, Refusal, Refused, Unusable
 from raftkv_node.adr.files import RETRIED_ERRORS, create_zeroed, make_folder, may_retry, sync_file
-from raftkv_node.adr.levels import Level, Medium, Probe
+from raftkv_node.adr.level import Level
+from raftkv_node.adr.levels import Medium, Probe
 from raftkv_node.adr.log import Log, LogOptions, Recovered
 from raftkv_node.adr.manifest import (
     MANIFEST_FILE,
@@ -32,23 +33,27 @@ from raftkv_node.adr.manifest import (
     read_manifest,
     write_manifest,
 )
-from raftkv_node.adr.records import MARK_SNAPSHOT, MARK_USER, HardState, Mark, StoredEntry
+from raftkv_node.adr.media import readable
+from raftkv_node.adr.places import lock, places_left, recorded_place, remove_older
+from raftkv_node.adr.recovered import recovered_of
 from raftkv_node.adr.ringfile import (
+    HEADER_COPIES,
     RING_SUFFIX,
     RingHeader,
     RingSeen,
     find_rings,
-    is_blank,
     ring_files,
     ring_folder,
 )
-from raftkv_node.adr.ringlog import RingLog
+from raftkv_node.adr.ringlog import RingLog, check_room
 from raftkv_node.adr.segments import Generation, Segments, has_segments
 from raftkv_node.adr.table import Action, Seen, Verdict, decide
 
 SECRET_BYTES = 16
 UUID_BYTES = 16
 NONCE_BYTES = 16
+#: So many files are made at most until one has no bad blocks.
+MEDIA_TRIES = 3
 #: Names that do not make a data folder a used one, beside the identity's: what file systems put there themselves.
 _HARMLESS = frozenset({"lost+found", MANIFEST_FILE, MANIFEST_FILE + ".tmp"})
 
@@ -63,12 +68,14 @@ class Opened:
     locks: list[int]
     level: Level = Level.PROCESS
     medium: Medium = Medium.DISK
+    #: Known bad sectors of the ring's device.
+    bad_sectors: int = 0
     manifest: Manifest = field(init=False)
     generation: Generation = field(init=False)
 
 
 @dataclass(slots=True)
-class _Findings:
+class Findings:
     """What looking has brought; nothing is changed yet."""
 
     previous: Manifest | None
@@ -87,25 +94,73 @@ def open_log(options: LogOptions) -> tuple[Log, Recovered]:
     """See `Log.open`."""
     options.check()
     began = time.monotonic()
-    opened = Opened(
-        options,
-        LogIndex(),
-        Segments(options.files, options.segment_folder, options.identity.member),
-        locks=[],
-    )
+    opened = _to_open(options)
     try:
         found = _look(opened)
+        if options.adr_path is not None:
+            check_room(opened.index, options.adr_size_bytes)
         log = _begin(opened, found)
-        recovered = _recovered(opened, found, log, began)
+        recovered = recovered_of(opened, found, log, began)
         log.run()
         return log, recovered
     except BaseException as error:
-        for fd in opened.locks:
-            os.close(fd)
-        opened.segments.close()
+        _give_back(opened)
         if isinstance(error, OSError):
             raise Unusable(_sentence(error)) from error
         raise
+
+
+def _to_open(options: LogOptions) -> Opened:
+    segments = Segments(options.files, options.segment_folder, options.identity.member)
+    return Opened(options, LogIndex(), segments, locks=[])
+
+
+def _give_back(opened: Opened) -> None:
+    for fd in opened.locks:
+        os.close(fd)
+    opened.segments.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a start would find. `replayed`: records that were only in the ring, which take `ring_bytes`."""
+
+    manifest: Manifest | None
+    verdict: Verdict
+    index: LogIndex
+    segments: Segments
+    end_lsn: int
+    replayed: int
+    ring_bytes: int
+    torn_tail_bytes: int
+
+
+def examine(options: LogOptions, *, bring_to_disk: bool = False) -> Examined:
+    """Reads a stopped member's whole log as an opening would, or refuses as one would (see `Log.open`).
+
+    `bring_to_disk`: besides, everything is copied to segments and marked clean (D9), without a new generation: the
+    member needs its ring no more. Otherwise nothing is changed.
+    """
+    opened = _to_open(options)
+    try:
+        found = _look(opened)
+        if bring_to_disk and found.previous is not None and found.previous.state == State.DIRTY:
+            _settle(opened, found)
+            _mark_clean(opened, found, found.previous)
+    except OSError as error:
+        raise Unusable(_sentence(error)) from error
+    finally:
+        _give_back(opened)
+    return Examined(
+        found.previous,
+        found.verdict,
+        opened.index,
+        opened.segments,
+        found.end_lsn,
+        found.replayed,
+        len(found.tail),
+        found.torn_tail_bytes,
+    )
 
 
 def _sentence(error: OSError) -> str:
@@ -120,33 +175,25 @@ def _sentence(error: OSError) -> str:
 # --- looking ---
 
 
-def _lock(opened: Opened, folder: Path, what: str) -> None:
-    """D11: one owner. The lock ends with the process."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise Owned(f"another process uses the {what} {folder}: stop it first") from error
-    opened.locks.append(fd)
-
-
-def _look(opened: Opened) -> _Findings:
+def _look(opened: Opened) -> Findings:
     options = opened.options
     environment = options.environment
     if not options.data_dir.is_dir():
         raise Unusable(f"the data folder {options.data_dir} does not exist")
-    _lock(opened, options.data_dir, "data folder")
+    opened.locks.append(lock(options.data_dir, "data folder"))
     mode = Mode.DISK if options.adr_path is None else Mode.RING
     folder = _own_ring_folder(options)
     if folder is not None and folder.is_dir():
-        _lock(opened, folder, "log buffer")
+        opened.locks.append(lock(folder, "log buffer"))
     manifest: Manifest | str | None
     try:
         manifest = read_manifest(options.data_dir)
     except ManifestInvalid as error:
         manifest = str(error)
     rings = find_rings(folder) if folder is not None else []
+    elsewhere = None
+    if isinstance(manifest, Manifest):
+        elsewhere = recorded_place(manifest, options.adr_path, environment, opened.locks)
     ring_probe = None
     if options.adr_path is not None and options.adr_path.is_dir():
         ring_probe = environment.probe_ring(options.adr_path)
@@ -161,9 +208,12 @@ def _look(opened: Opened) -> _Findings:
         file_system=ring_probe.identity if ring_probe is not None else None,
         unsafe_shutdowns=ring_probe.unsafe_shutdowns if ring_probe is not None else None,
         begun=options.begun,
+        elsewhere=elsewhere,
         holds_records=lambda ring: isinstance(manifest, Manifest) and _holds_records(ring, manifest),
     )
     verdict = decide(seen)
+    if options.accept_loss and verdict.row in (9, 10, 11):
+        verdict = Verdict(verdict.row, Action.SWITCH)
     if verdict.refusal is not None:
         raise Refused(verdict.refusal, verdict.message, verdict.row)
     previous = manifest if isinstance(manifest, Manifest) else None
@@ -174,7 +224,7 @@ def _look(opened: Opened) -> _Findings:
             f"the log buffer's folder {options.adr_path} does not exist on {seen.host}: is it mounted?",
         )
     probe = _check_durability(opened, ring_probe)
-    found = _Findings(previous, verdict, probe, later=[])
+    found = Findings(previous, verdict, probe, later=[])
     _read_log(opened, found)
     return found
 
@@ -200,7 +250,14 @@ def _others(options: LogOptions) -> bool:
 
 
 def _holds_records(ring: RingSeen, manifest: Manifest) -> bool:
-    return ring.load().holds_any(manifest.generation, manifest.seed)
+    return _load(ring, manifest).holds_any(manifest.generation, manifest.seed)
+
+
+def _load(ring: RingSeen, manifest: Manifest) -> RingImage:
+    why = ring.damage(manifest.ring_size_bytes)
+    if why is not None:
+        raise _ring_corrupt(ring, why)
+    return ring.load()
 
 
 def _check_place(options: LogOptions, previous: Manifest | None) -> None:
@@ -222,17 +279,18 @@ def _check_durability(opened: Opened, ring_probe: Probe | None) -> Probe:
     disk = options.environment.probe_disk(options.data_dir)
     probe = ring_probe if ring_probe is not None else disk
     weaker = min((probe, disk), key=lambda item: item.level.rank)
-    opened.level, opened.medium = weaker.level, probe.medium
+    opened.level, opened.medium, opened.bad_sectors = weaker.level, probe.medium, probe.bad_sectors
     if weaker.level.rank < options.minimum_durability.rank:
         where = options.data_dir if weaker is disk else options.adr_path
+        why = f", {weaker.because}" if weaker.because else ""
         raise DurabilityTooLow(
-            f"{where} ({weaker.file_system}) gives durability level {weaker.level}, weaker than the minimum "
+            f"{where} ({weaker.file_system}{why}) gives durability level {weaker.level}, weaker than the minimum "
             f"{options.minimum_durability}: give it a stronger medium, or lower --minimum-durability"
         )
     return probe
 
 
-def _read_log(opened: Opened, found: _Findings) -> None:
+def _read_log(opened: Opened, found: Findings) -> None:
     """Scans segments and ring: the whole log, or Refused as corrupt. Changes nothing."""
     previous, verdict = found.previous, found.verdict
     if previous is None:
@@ -254,22 +312,28 @@ def _generation_of(manifest: Manifest) -> Generation:
     return Generation(manifest.generation, bytes.fromhex(manifest.ring_uuid), bytes.fromhex(manifest.secret))
 
 
-def _read_ring(opened: Opened, found: _Findings, ring: RingSeen, generation: Generation) -> None:
+def _read_ring(opened: Opened, found: Findings, ring: RingSeen, generation: Generation) -> None:
     assert found.previous is not None
     start = found.previous.drained_lsn
     number, seed = generation.number, generation.seed
-    if ring.file_size_bytes < ring.header.size_bytes:
-        raise _ring_corrupt(ring, f"the file has {ring.file_size_bytes} of {ring.header.size_bytes} bytes")
-    image = ring.load()
+    image = _load(ring, found.previous)
     end, found.replayed, why, found.torn_tail_bytes = image.scan(start, number, seed)
     if why is not None:
         raise _ring_corrupt(ring, why)
     try:
         found.tail = image.linear(start, end, number, seed)
-        opened.index.absorb(found.tail, start, number, seed)
+        # What becomes a segment must begin as one, or the next start could not read it.
+        begins = not _goes_on(opened, start, generation)
+        opened.index.absorb(found.tail, start, number, seed, begins)
     except LogCorrupt as error:
         raise _ring_corrupt(ring, str(error)) from error
     found.tail_lsn, found.end_lsn = start, end
+
+
+def _goes_on(opened: Opened, lsn: int, generation: Generation) -> bool:
+    """Whether the ring's tail at `lsn` goes on with the last segment; else it begins one."""
+    last = opened.segments.segment_at(lsn - 1) if lsn else None
+    return last is not None and last.generation == generation
 
 
 def _ring_corrupt(ring: RingSeen, why: str) -> Refused:
@@ -282,27 +346,50 @@ def _ring_corrupt(ring: RingSeen, why: str) -> Refused:
 # --- changing ---
 
 
-def _begin(opened: Opened, found: _Findings) -> RingLog | DiskLog:
+def _begin(opened: Opened, found: Findings) -> RingLog | DiskLog:
     """From here on the disk is changed: D3, then D8."""
+    _settle(opened, found)
+    disk_log = opened.options.adr_path is None
+    return _begin_disk(opened, found) if disk_log else _begin_ring(opened, found)
+
+
+def _settle(opened: Opened, found: Findings) -> None:
+    """D3: what was found becomes durable, dropped tails are cut off, the ring's tail is copied to segments."""
     options = opened.options
     if found.previous is not None:
         sync_file(options.files, options.data_dir / MANIFEST_FILE)
         options.files.sync_folder(options.data_dir)
     make_folder(options.files, options.segment_folder)
-    opened.segments.settle(found.later)
+    opened.segments.settle(found.later, found.previous.drained_lsn if found.previous is not None else 0)
     if found.tail:
         _replay(opened, found)
-    disk_log = options.adr_path is None
-    return _begin_disk(opened, found) if disk_log else _begin_ring(opened, found)
 
 
-def _replay(opened: Opened, found: _Findings) -> None:
+def _mark_clean(opened: Opened, found: Findings, previous: Manifest) -> None:
+    """D9 for a log that is not open: everything is in synced segments. Order as in a drain (D6), the manifest last."""
+    files, data_dir = opened.options.files, opened.options.data_dir
+    drained = previous.replace(drained_lsn=found.end_lsn)
+    seen = found.verdict.ring
+    if seen is not None:
+        write_manifest(files, data_dir, drained)
+        _take(opened, drained)
+        header = dataclasses.replace(
+            seen.header, sequence=seen.header.sequence + 1, reclaimed_lsn=found.end_lsn, clean=True
+        )
+        ring = _map(opened, found, seen.path, seen.header.size_bytes)
+        try:
+            ring.store_header(header.sequence % HEADER_COPIES, header.encode())
+        finally:
+            ring.close()
+    write_manifest(files, data_dir, drained.replace(state=State.CLEAN))
+
+
+def _replay(opened: Opened, found: Findings) -> None:
     """Copies the ring's tail to segments. Needs no fence: what was read is copied whatever wrote it."""
     assert found.previous is not None
     generation = _generation_of(found.previous)
     segments = opened.segments
-    last = segments.segment_at(found.tail_lsn - 1) if found.tail_lsn else None
-    if last is not None and last.generation == generation:
+    if _goes_on(opened, found.tail_lsn, generation):
         segments.reopen()
     else:
         segments.start(generation, found.tail_lsn)
@@ -310,7 +397,7 @@ def _replay(opened: Opened, found: _Findings) -> None:
     segments.sync(found.end_lsn)
 
 
-def _next_manifest(opened: Opened, found: _Findings, mode: Mode) -> Manifest:
+def _next_manifest(opened: Opened, found: Findings, mode: Mode) -> Manifest:
     options, identity = opened.options, opened.options.identity
     uuid = secrets.token_bytes(UUID_BYTES)
     environment = options.environment
@@ -335,6 +422,8 @@ def _next_manifest(opened: Opened, found: _Findings, mode: Mode) -> Manifest:
         nonce=secrets.token_bytes(NONCE_BYTES).hex(),
         namespace=identity.namespace,
         cluster_name=identity.cluster_name,
+        adr_path=str(options.adr_path.absolute()) if options.adr_path is not None else "",
+        old_places=places_left(found.previous, options.adr_path),
     )
 
 
@@ -343,7 +432,7 @@ def _take(opened: Opened, manifest: Manifest) -> None:
     opened.generation = _generation_of(manifest)
 
 
-def _begin_disk(opened: Opened, found: _Findings) -> DiskLog:
+def _begin_disk(opened: Opened, found: Findings) -> DiskLog:
     options = opened.options
     # Without a ring there is nothing to prepare: the generation's first bytes follow its manifest.
     manifest = _next_manifest(opened, found, Mode.DISK).replace(state=State.DIRTY)
@@ -351,10 +440,11 @@ def _begin_disk(opened: Opened, found: _Findings) -> DiskLog:
     _take(opened, manifest)
     log = DiskLog(opened, found.end_lsn)
     log.begin()
+    _leave_older(opened, log, None)
     return log
 
 
-def _begin_ring(opened: Opened, found: _Findings) -> RingLog:
+def _begin_ring(opened: Opened, found: Findings) -> RingLog:
     options = opened.options
     files = options.files
     folder = _own_ring_folder(options)
@@ -363,49 +453,111 @@ def _begin_ring(opened: Opened, found: _Findings) -> RingLog:
     make_folder(files, folder.parent)
     make_folder(files, folder)
     if is_new:
-        _lock(opened, folder, "log buffer")
-    manifest = _next_manifest(opened, found, Mode.RING)
-    path = folder / manifest.ring_file
-    _take(opened, manifest)
-    _make_ring(opened, path)
-    ring = _map(opened, found, path)
+        opened.locks.append(lock(folder, "log buffer"))
+    path = _prepare(opened, found, folder)
+    ring = _map(opened, found, path, opened.manifest.ring_size_bytes)
     header = _header(opened)
     ring.store_header(0, header.encode())
     header = _header(opened, sequence=1)
     ring.store_header(1, header.encode())
-    opened.manifest = manifest.replace(state=State.DIRTY)
+    # The count of unsafe shutdowns and the header that says "in use" reach the memory itself before the first record.
+    options.environment.deep_flush(folder)
+    opened.manifest = opened.manifest.replace(state=State.DIRTY)
     write_manifest(files, options.data_dir, opened.manifest)
     log = RingLog(opened, ring, header, path)
     log.begin()
-    _remove_older(opened, path)
+    _leave_older(opened, log, path)
     return log
 
 
-def _make_ring(opened: Opened, path: Path) -> None:
-    """The new ring file, whole; and `prepared`.
+def _leave_older(opened: Opened, log: RingLog | DiskLog, current: Path | None) -> None:
+    """D8: now that the generation is in use, the files of older ones go. What cannot be reached stays remembered."""
+    left = remove_older(opened.options.files, opened.manifest, current, opened.options.environment)
+    log.left_places(left)
+
+
+def _prepare(opened: Opened, found: Findings, folder: Path) -> Path:
+    """The new ring file, whole; and `prepared`. Returns its path.
 
     The file comes first. Where there is no room for two rings, `prepared` does: all of the log is on disk, so that the
     old ring is not needed from then on, and goes to make room. A stop in between finds `prepared` without its ring,
-    which is row 8.
+    which is row 8. Where the old ring lies in another place, that makes no room, and nothing is changed.
     """
-    files, manifest = opened.options.files, opened.manifest
+    files, data_dir = opened.options.files, opened.options.data_dir
+    _take(opened, _next_manifest(opened, found, Mode.RING))
+    size_bytes = opened.manifest.ring_size_bytes
     try:
-        create_zeroed(files, path, manifest.ring_size_bytes)
+        try:
+            path = _make_ring(opened, found, folder)
+        except OSError as error:
+            if not may_retry(error) or not ring_files(folder):
+                raise
+            write_manifest(files, data_dir, opened.manifest)
+            remove_older(files, opened.manifest, folder / opened.manifest.ring_file, opened.options.environment)
+            path = _make_ring(opened, found, folder)
     except OSError as error:
-        if not may_retry(error):
-            raise
-        write_manifest(files, opened.options.data_dir, manifest)
-        _remove_older(opened, path)
-        create_zeroed(files, path, manifest.ring_size_bytes)
-    else:
-        write_manifest(files, opened.options.data_dir, manifest)
+        if may_retry(error):
+            raise Unusable(_no_room(folder, size_bytes)) from error
+        raise
+    write_manifest(files, data_dir, opened.manifest)
+    return path
 
 
-def _map(opened: Opened, found: _Findings, path: Path) -> Ring:
-    manifest, generation = opened.manifest, opened.generation
+def _make_ring(opened: Opened, found: Findings, folder: Path) -> Path:
+    """A file of zeros on good memory. The manifest that is being made names it.
+
+    A file that has bad blocks is kept until a better one is made, so that the next does not get them again.
+    """
+    files, bad = opened.options.files, []
+    try:
+        for _ in range(MEDIA_TRIES):
+            path = folder / opened.manifest.ring_file
+            try:
+                create_zeroed(files, path, opened.manifest.ring_size_bytes)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+            else:
+                if _is_good(opened, found, path):
+                    return path
+                bad.append(path)
+            uuid = secrets.token_bytes(UUID_BYTES).hex()
+            _take(opened, opened.manifest.replace(ring_uuid=uuid, ring_file=uuid + RING_SUFFIX))
+        raise Unusable(
+            f"wherever the log buffer was put in {folder} it has bad blocks ({found.probe.bad_sectors} sectors are "
+            "known to be bad): repair the memory (ndctl clear-errors), or choose another --adr-path"
+        )
+    finally:
+        for path in bad:
+            with contextlib.suppress(OSError):
+                files.unlink(path)
+
+
+def _is_good(opened: Opened, found: Findings, path: Path) -> bool:
+    """Whether no known bad block lies in the new file, and it can be read. A load of bad memory would be a signal."""
+    environment = opened.options.environment
+    bad = environment.bad_blocks(path.parent)
+    if bad.sectors and bad.overlap_sectors(environment.extents(path)):
+        return False
+    # Where the file's place is not told, what can be read is good.
+    return found.probe.medium != Medium.PMEM or readable(path)
+
+
+def _no_room(folder: Path, size_bytes: int) -> str:
+    status = os.statvfs(folder)
+    others = len(list(folder.parent.parent.glob(f"*/*/*{RING_SUFFIX}")))
+    return (
+        f"a log buffer of {size_bytes} bytes does not fit into {folder.parent.parent} "
+        f"({status.f_bavail * status.f_frsize} bytes are free, {others} log buffers are there): make room, lower "
+        "--adr-size, or choose another --adr-path"
+    )
+
+
+def _map(opened: Opened, found: Findings, path: Path, size_bytes: int) -> Ring:
+    generation = opened.generation
     ring = Ring(
         str(path),
-        manifest.ring_size_bytes,
+        size_bytes,
         generation.number,
         generation.seed,
         found.end_lsn,
@@ -436,55 +588,4 @@ def _header(opened: Opened, sequence: int = 0) -> RingHeader:
         boot_id=manifest.boot_id,
         host=manifest.host,
         file_system=manifest.file_system,
-    )
-
-
-def _remove_older(opened: Opened, current: Path) -> None:
-    """Files of this member's older generations, and files that were never finished. Others are left alone."""
-    files = opened.options.files
-    older = {ring.path for ring in find_rings(current.parent) if ring.header.generation < opened.generation.number}
-    removed = False
-    for path in ring_files(current.parent):
-        if path != current and (path in older or is_blank(path)):
-            with contextlib.suppress(FileNotFoundError):
-                files.unlink(path)
-                removed = True
-    if removed:
-        files.sync_folder(current.parent)
-
-
-# --- telling ---
-
-
-def _recovered(opened: Opened, found: _Findings, log: Log, began: float) -> Recovered:
-    index = opened.index
-    last_index, last_term = index.last
-    first_index = index.first_index
-    lo = max(first_index, index.tail(opened.options.recovered_entries_bytes))
-    entries: list[StoredEntry] = []
-    while lo <= last_index:
-        read = log.read_entries(lo, last_index + 1, opened.options.recovered_entries_bytes)
-        if not read:
-            raise Refused(Refusal.CORRUPT, f"entry {lo} of the log cannot be read back")
-        entries += read
-        lo = read[-1].index + 1
-    membership = index.configuration
-    snapshot = index.mark(MARK_SNAPSHOT)
-    return Recovered(
-        hard_state=HardState(*index.hard_state),
-        configuration=Mark(*membership) if membership is not None else None,
-        snapshot=Mark(*snapshot) if snapshot is not None else None,
-        marks={item[0]: Mark(*item[1:]) for item in index.marks_from(MARK_USER)},
-        first_index=first_index,
-        last_index=last_index,
-        last_term=last_term,
-        base_term=index.term(first_index - 1) or 0,
-        entries=entries,
-        torn_tail_bytes=found.torn_tail_bytes,
-        replayed=found.replayed,
-        duration_seconds=time.monotonic() - began,
-        generation=opened.generation.number,
-        nonce=bytes.fromhex(opened.manifest.nonce),
-        fresh=found.previous is None,
-        row=found.verdict.row,
     )

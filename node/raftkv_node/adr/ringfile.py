@@ -14,6 +14,10 @@ from raftkv_node._engine import RingImage, crc32c
 HEADER_PAGE_BYTES = 4096
 DATA_OFFSET_BYTES = 2 * HEADER_PAGE_BYTES
 HEADER_COPIES = 2
+#: Far more than any ring has: a header that says more is damaged, whatever its checksum says.
+SIZE_LIMIT_BYTES = 1 << 30
+#: No LSN, generation or sequence number gets so far: sums with sizes stay in 64 bits.
+LSN_LIMIT = GENERATION_LIMIT = SEQUENCE_LIMIT = 1 << 62
 RING_VERSION = 1
 RING_SUFFIX = ".ring"
 
@@ -78,7 +82,7 @@ class RingHeader:
 
 
 def decode_header(data: bytes) -> RingHeader | None:
-    """The header in `data`, None if it is not whole or not of a known version."""
+    """The header in `data`, None if it is not whole, not of a known version, or has values that no ring has."""
     if len(data) < _LAYOUT.size:
         return None
     packed = bytearray(data[: _LAYOUT.size])
@@ -94,6 +98,12 @@ def decode_header(data: bytes) -> RingHeader | None:
         for position, field in enumerate(fields)
     ]
     found = RingHeader(*values)
+    if not DATA_OFFSET_BYTES < found.size_bytes <= SIZE_LIMIT_BYTES or found.size_bytes % 64:
+        return None
+    if max(found.start_lsn, found.reclaimed_lsn) >= LSN_LIMIT:
+        return None
+    if found.generation >= GENERATION_LIMIT or found.sequence >= SEQUENCE_LIMIT:
+        return None
     return dataclasses.replace(
         found, unsafe_shutdowns=None if fields[_UNSAFE] < 0 else fields[_UNSAFE], clean=bool(found.clean)
     )
@@ -107,8 +117,17 @@ class RingSeen:
     header: RingHeader
     file_size_bytes: int
 
+    def damage(self, size_bytes: int) -> str | None:
+        """Why it is not the ring of `size_bytes` that the manifest made, None if it is: with another size every record
+        would be looked for in another place."""
+        if self.header.size_bytes != size_bytes:
+            return f"its header says {self.header.size_bytes} bytes, the manifest {size_bytes}"
+        if self.file_size_bytes != size_bytes:
+            return f"the file has {self.file_size_bytes} of {size_bytes} bytes"
+        return None
+
     def load(self) -> RingImage:
-        """Its data area, read back."""
+        """Its data area, read back; held in memory whole. Only where there is no `damage`."""
         return RingImage.load(self.path, self.header.size_bytes - DATA_OFFSET_BYTES)
 
 
@@ -146,5 +165,8 @@ def find_rings(folder: Path) -> list[RingSeen]:
 
 def is_blank(path: Path) -> bool:
     """Whether both header copies are zero: a file that was being made when its node stopped."""
-    with path.open("rb") as file:
-        return not any(file.read(DATA_OFFSET_BYTES))
+    try:
+        with path.open("rb") as file:
+            return not any(file.read(DATA_OFFSET_BYTES))
+    except OSError:
+        return False

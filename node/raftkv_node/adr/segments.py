@@ -3,6 +3,10 @@
 A segment holds the log's records from its first LSN on, byte for byte; it belongs to one generation, whose secret is in
 its header; and it begins with the hard state, the configuration and the position of the log as of its first LSN (D5),
 so that the segments before it can go. Together the segments are one chain: each begins where the one before ends.
+
+A file whose sync failed is suspect: the kernel may have dropped pages and count them as written. It is never synced
+again (D15). The next write makes a new file beside it, from what was synced of the old one, checked record by record;
+`sync` gives it the old one's name. Until that name is durable, the old file holds what it is relied upon for.
 """
 
 from __future__ import annotations
@@ -12,13 +16,15 @@ import os
 import re
 import struct
 import threading
+import time
 from bisect import bisect_right
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 from raftkv_node._engine import LogCorrupt, LogIndex, crc32c, log_extract, log_scan
 from raftkv_node.adr.errors import LogFailed, Refusal, Refused
-from raftkv_node.adr.files import Files
+from raftkv_node.adr.files import Files, may_retry
 from raftkv_node.adr.manifest import seed_of
 from raftkv_node.adr.records import StoredEntry
 from raftkv_node.adr.table import Member
@@ -26,6 +32,10 @@ from raftkv_node.adr.table import Member
 SEGMENT_VERSION = 1
 SEGMENT_SUFFIX = ".seg"
 SEGMENT_HEADER_BYTES = 256
+#: A segment that is made anew, until it is whole.
+REBUILT_SUFFIX = ".seg.new"
+#: Durations of syncs kept for the exporter between two scrapes; older ones are dropped.
+DURATIONS_KEPT = 4096
 
 _MAGIC = b"RAFTKVSG"
 #: magic, version, crc32c, cluster, member, number, generation, start LSN, ring uuid, disk uuid, secret.
@@ -112,6 +122,14 @@ def _corrupt(path: Path, why: object) -> Refused:
     )
 
 
+def _read(path: Path) -> bytes:
+    """What cannot be read is damage, never the end (D2)."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _corrupt(path, error) from error
+
+
 class Segments:
     """The chain, and the end of it that is being written. One thread writes; any thread reads."""
 
@@ -123,6 +141,11 @@ class Segments:
         self._chain: list[Segment] = []
         self._fd: int | None = None
         self._unsynced = False
+        #: Whether the last segment's file must not be used any more, and the file that takes its place.
+        self._suspect = False
+        self._beside: Path | None = None
+        self.rebuilds = 0
+        self.sync_seconds: deque[float] = deque(maxlen=DURATIONS_KEPT)
 
     # --- opening ---
 
@@ -170,10 +193,7 @@ class Segments:
         return generation
 
     def _read_whole(self, path: Path, start: int, end: int, index: LogIndex) -> Segment:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _corrupt(path, error) from error
+        data = _read(path)
         generation = self._header(path, data, start)
         records = data[SEGMENT_HEADER_BYTES : SEGMENT_HEADER_BYTES + end - start]
         if len(records) < end - start:
@@ -198,7 +218,7 @@ class Segments:
         for path, start, number in later:
             if number != generation.number:
                 continue
-            data = path.read_bytes()
+            data = _read(path)
             if decode_header(data) is None:
                 if log_scan(data[SEGMENT_HEADER_BYTES:], start, generation.number, generation.seed)[1]:
                     raise _corrupt(path, "records, but no valid header")
@@ -216,7 +236,7 @@ class Segments:
         return (self._chain[-1].end_lsn if self._chain else 0), dropped
 
     def _extend(self, segment: Segment, index: LogIndex, preamble: bool = False) -> int:
-        data = segment.path.read_bytes()[segment.offset(segment.end_lsn) :]
+        data = _read(segment.path)[segment.offset(segment.end_lsn) :]
         generation = segment.generation
         end, count, why, dropped = log_scan(data, segment.end_lsn, generation.number, generation.seed)
         if why is not None:
@@ -231,14 +251,25 @@ class Segments:
             segment.highest_index = max(segment.highest_index, highest)
         return dropped
 
-    def settle(self, later: list[tuple[Path, int, int]]) -> None:
-        """Makes the chain durable and cuts off everything behind it (D3): nothing dropped comes back."""
+    def settle(self, later: list[tuple[Path, int, int]], proven_lsn: int) -> None:
+        """Makes the chain durable and cuts off everything behind it (D3): nothing dropped comes back.
+
+        Below `proven_lsn` everything was synced before the manifest said so. What was only found behind it (disk mode)
+        is copied to new files: if a sync of theirs failed before the last stop, the kernel counts what it dropped as
+        written, and one more sync would succeed without writing it (D15).
+        """
         kept = {segment.path for segment in self._chain if segment.end_lsn > segment.start_lsn}
         self._chain = [segment for segment in self._chain if segment.path in kept]
         for path, _, _ in later:
             if path not in kept:
                 self._files.unlink(path)
+        if self._folder.is_dir():
+            for path in sorted(self._folder.glob("*" + REBUILT_SUFFIX)):
+                self._files.unlink(path)
         for segment in self._chain:
+            if segment.end_lsn > proven_lsn:
+                self._replace(segment)
+                continue
             fd = self._files.open(segment.path)
             try:
                 if os.fstat(fd).st_size > segment.offset(segment.end_lsn):
@@ -258,12 +289,23 @@ class Segments:
     def first_lsn(self) -> int:
         return self._chain[0].start_lsn if self._chain else 0
 
+    @property
+    def newest_lsn(self) -> int:
+        """Where the newest segment begins, -1 without one."""
+        return self._chain[-1].start_lsn if self._chain else -1
+
     def start(self, generation: Generation, lsn: int) -> None:
-        """Begins a new segment at `lsn`, which must be where the chain ends; the one before must be synced (D14)."""
+        """Begins a new segment at `lsn`, which must be where the chain ends; the one before must be synced (D14).
+
+        After an error nothing is left of it, and it may be tried again: then it is another file.
+        """
         assert not self._unsynced, "the segment before is synced first (D14)"
         assert not self._chain or self._chain[-1].end_lsn == lsn, "segments are one chain"
         self.close()
         path = self._folder / segment_name(lsn, generation.number)
+        assert all(segment.path != path for segment in self._chain), "what the log relies upon is never removed here"
+        if path.exists():
+            self._files.unlink(path)  # an earlier try's, where its removal failed, too
         fd = self._files.create(path)
         try:
             # Header and name are durable before the first record, so that records behind a bad header are corruption.
@@ -285,20 +327,79 @@ class Segments:
         self._fd = self._files.open(self._chain[-1].path)
 
     def write(self, data: bytes, lsn: int, highest_index: int) -> None:
-        """Writes records at the end of the last segment. Idempotent until `sync`: nothing is counted before."""
-        assert self._fd is not None
+        """Writes records at the end of the last segment. Idempotent until `sync`: nothing is counted before.
+
+        After an error whoever goes on writes again from the segment's `end_lsn` on; without room in the same file,
+        else in one that takes its place.
+        """
         segment = self._chain[-1]
+        if self._suspect:
+            self._rebuild(segment)
+        assert self._fd is not None
         self._unsynced = True
-        self._files.pwrite(self._fd, data, segment.offset(lsn))
+        try:
+            self._files.pwrite(self._fd, data, segment.offset(lsn))
+        except OSError as error:
+            self._suspect = not may_retry(error)
+            raise
         segment.highest_index = max(segment.highest_index, highest_index)
 
     def sync(self, end_lsn: int) -> None:
         """Makes all that was written durable; now the segment ends at `end_lsn`."""
         assert self._fd is not None
-        self._files.fdatasync(self._fd)
+        assert not self._suspect, "a failed sync is never tried again on the same file (D15)"
+        began = time.monotonic()
+        try:
+            self._files.fdatasync(self._fd)
+        except OSError:
+            self._suspect = True
+            raise
+        segment = self._chain[-1]
+        if self._beside is not None:
+            self._files.rename(self._beside, segment.path)
+            self._beside = None
+            self._files.sync_folder(self._folder)
+            self.rebuilds += 1
+        self.sync_seconds.append(time.monotonic() - began)
         self._unsynced = False
         with self._lock:
-            self._chain[-1].end_lsn = end_lsn
+            segment.end_lsn = end_lsn
+
+    def _rebuild(self, segment: Segment) -> None:
+        """A new file with what was synced of the last segment, beside the suspect one. The rest is the caller's."""
+        self.close()
+        self._fd, self._beside = self._copy(segment)
+        self._suspect = False
+
+    def _replace(self, segment: Segment) -> None:
+        """A copy of a segment takes its place, durably."""
+        fd, beside = self._copy(segment)
+        try:
+            self._files.fsync(fd)
+        finally:
+            self._files.close(fd)
+        self._files.rename(beside, segment.path)
+
+    def _copy(self, segment: Segment) -> tuple[int, Path]:
+        """A new file beside a segment, with its header and its records up to its end, checked; not synced yet."""
+        data = segment.path.read_bytes()[: segment.offset(segment.end_lsn)]
+        generation = self._header(segment.path, data, segment.start_lsn)
+        length = segment.end_lsn - segment.start_lsn
+        end, _, why, _ = log_scan(data[SEGMENT_HEADER_BYTES:], segment.start_lsn, generation.number, generation.seed)
+        if len(data) != SEGMENT_HEADER_BYTES + length or end != segment.end_lsn or why is not None:
+            raise _corrupt(segment.path, why or f"its records end at LSN {end}, before {segment.end_lsn}")
+        beside = segment.path.with_suffix(REBUILT_SUFFIX)
+        with contextlib.suppress(FileNotFoundError):
+            self._files.unlink(beside)
+        fd = self._files.create(beside)
+        try:
+            self._files.pwrite(fd, data, 0)
+        except OSError:
+            self._files.close(fd)
+            with contextlib.suppress(OSError):
+                self._files.unlink(beside)
+            raise
+        return fd, beside
 
     def close(self) -> None:
         if self._fd is not None:
@@ -336,21 +437,23 @@ class Segments:
         The segment behind a deleted one was synced with its name and its preamble before (`end_lsn` moves in `sync`).
         Returns how many were deleted.
         """
-        gone = []
-        with self._lock:
-            while len(self._chain) > 1:
+        released = 0
+        while True:
+            with self._lock:
+                if len(self._chain) < 2:
+                    return released
                 oldest, following = self._chain[0], self._chain[1]
-                if oldest.highest_index >= below_index or following.end_lsn == following.start_lsn:
-                    break
-                gone.append(self._chain.pop(0))
-            first_lsn = self._chain[0].start_lsn if self._chain else 0
-        if gone:
-            index.release(first_lsn)
-            # One by one: a power cut must not bring an older one back beside the hole that a later one has left.
-            for segment in gone:
-                self._files.unlink(segment.path)
-                self._files.sync_folder(self._folder)
-        return len(gone)
+            if oldest.highest_index >= below_index or following.end_lsn == following.start_lsn:
+                return released
+            index.release(following.start_lsn)
+            # One by one: a power cut must not bring an older one back beside the hole that a later one has left. And
+            # it leaves the chain last: after an error it is the first to go again.
+            with contextlib.suppress(FileNotFoundError):
+                self._files.unlink(oldest.path)
+            self._files.sync_folder(self._folder)
+            with self._lock:
+                self._chain.pop(0)
+            released += 1
 
     def total_bytes(self) -> int:
         with self._lock:
@@ -360,12 +463,18 @@ class Segments:
         with self._lock:
             return len(self._chain)
 
-    def wipe(self) -> None:
-        """Deletes all segments (retiring)."""
+    def forget(self) -> None:
+        """Gives all segments up (retiring): they are deleted by `wipe_segments`."""
         self.close()
         with self._lock:
-            gone, self._chain = self._chain, []
-        for segment in gone:
-            self._files.unlink(segment.path)
-        if gone:
-            self._files.sync_folder(self._folder)
+            self._chain = []
+
+
+def wipe_segments(files: Files, folder: Path) -> None:
+    """Deletes all segments in a folder, and what was being made of them, durably. Fine if there are none."""
+    for path in sorted(folder.glob("*.seg*")):
+        if path.name.endswith((SEGMENT_SUFFIX, REBUILT_SUFFIX)):
+            with contextlib.suppress(FileNotFoundError):
+                files.unlink(path)
+    if folder.is_dir():
+        files.sync_folder(folder)

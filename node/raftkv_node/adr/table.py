@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from raftkv_node.adr.errors import Refusal
-from raftkv_node.adr.levels import Level
+from raftkv_node.adr.level import Level
 from raftkv_node.adr.manifest import Manifest, Mode, State
 from raftkv_node.adr.ringfile import RingSeen
 
@@ -38,6 +38,15 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The manifest's own folder of persistent memory, where it is not the one that the log was started with."""
+
+    file_system: str
+    unsafe_shutdowns: int | None
+    rings: Sequence[RingSeen]
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """All that the decision rests on. `manifest` is a text when there is one that is invalid: what is wrong with it.
 
@@ -57,6 +66,13 @@ class Seen:
     holds_records: Callable[[RingSeen], bool]
     begun: bool = False
     """Whether the member's identity says that its log was opened before."""
+    elsewhere: Elsewhere | None = None
+    """Given when that folder is there, on the recorded file system."""
+
+    def all_rings(self) -> list[RingSeen]:
+        """This member's rings in the given and in the recorded place. (At the given one, row 1 lets no other pass.)"""
+        more = self.elsewhere.rings if self.elsewhere is not None else []
+        return [*self.rings, *(ring for ring in more if _ours(self, ring))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +185,7 @@ def _wrong_mode(seen: Seen, manifest: Manifest) -> Verdict | None:
 
 
 def _newer_ring(seen: Seen, manifest: Manifest) -> Verdict | None:
-    newest = max((ring.header.generation for ring in seen.rings), default=0)
+    newest = max((ring.header.generation for ring in seen.all_rings()), default=0)
     if newest > manifest.generation:
         return _refuse(
             5,
@@ -186,7 +202,7 @@ def _same(ring: RingSeen, manifest: Manifest) -> bool:
 
 
 def _at_rest(seen: Seen, manifest: Manifest) -> Verdict:
-    for ring in seen.rings:
+    for ring in seen.all_rings():
         if ring.header.generation == manifest.generation and not _same(ring, manifest):
             return _refuse(
                 6,
@@ -196,7 +212,7 @@ def _at_rest(seen: Seen, manifest: Manifest) -> Verdict:
                 "log buffer, is a copy",
             )
     if manifest.state == State.PREPARED:
-        for ring in seen.rings:
+        for ring in seen.all_rings():
             if not _same(ring, manifest):
                 continue
             if ring.header.reclaimed_lsn > manifest.drained_lsn or seen.holds_records(ring):
@@ -222,10 +238,14 @@ def _in_use(seen: Seen, manifest: Manifest) -> Verdict:
             "buffer held "
             "may be lost; replace this member",
         )
-    matching = next((ring for ring in seen.rings if _same(ring, manifest)), None)
-    there = seen.file_system is not None and seen.file_system == manifest.file_system
-    before, now = manifest.unsafe_shutdowns, seen.unsafe_shutdowns
-    if seen.host == manifest.host and there and before is not None and now is not None and now > before:
+    places = [(seen.file_system, seen.unsafe_shutdowns, seen.rings)]
+    if seen.elsewhere is not None:
+        place = seen.elsewhere
+        places.append((place.file_system, place.unsafe_shutdowns, [ring for ring in place.rings if _ours(seen, ring)]))
+    here = [place for place in places if place[0] is not None and place[0] == manifest.file_system]
+    matching = next((ring for _, _, rings in here for ring in rings if _same(ring, manifest)), None)
+    before, now = manifest.unsafe_shutdowns, max((count for _, count, _ in here if count is not None), default=None)
+    if seen.host == manifest.host and before is not None and now is not None and now > before:
         return _refuse(
             10,
             Refusal.PROVEN_LOST,
@@ -233,12 +253,12 @@ def _in_use(seen: Seen, manifest: Manifest) -> Verdict:
             "started: "
             "its log buffer cannot be relied upon; replace this member",
         )
-    if matching is None or not there:
+    if matching is None:
         return _refuse(
             11,
             Refusal.ABSENT,
             f"this member's log buffer (generation {manifest.generation}, {manifest.ring_file}) is on host "
-            f"{manifest.host} "
+            f"{manifest.host} in {manifest.adr_path} "
             f"and not here ({seen.host}): start it on that host, with the same --adr-path mounted",
         )
     if matching.header.reclaimed_lsn > manifest.drained_lsn:

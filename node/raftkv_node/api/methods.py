@@ -38,6 +38,7 @@ class Method(IntEnum):
     REMOVE_MEMBER = 22
     SET_SETTINGS = 23
     RETIRE = 24
+    RESTART_TICKET = 25
 
 
 class MethodInfo(NamedTuple):
@@ -88,6 +89,7 @@ METHODS: Mapping[int, MethodInfo] = MappingProxyType(
             (Method.REMOVE_MEMBER, _ADMIN, "RemoveMember", "unary"),
             (Method.SET_SETTINGS, _ADMIN, "SetSettings", "unary"),
             (Method.RETIRE, _ADMIN, "Retire", "unary"),
+            (Method.RESTART_TICKET, _ADMIN, "RestartTicket", "unary"),
         )
     }
 )

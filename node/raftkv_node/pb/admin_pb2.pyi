@@ -54,18 +54,41 @@ class Identity(_message.Message):
     def __init__(self, cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., number: _Optional[int] = ..., disk_uuid: _Optional[bytes] = ..., name: _Optional[str] = ..., peer_url: _Optional[str] = ..., client_urls: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ..., voter_wished: _Optional[bool] = ...) -> None: ...
 
 class Settings(_message.Message):
-    __slots__ = ("replicas", "max_voters", "promote_after_milliseconds", "leaving", "opened")
+    __slots__ = ("replicas", "max_voters", "promote_after_milliseconds", "leaving", "opened", "leader_preference", "zones", "restart")
+    class ZonesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     MAX_VOTERS_FIELD_NUMBER: _ClassVar[int]
     PROMOTE_AFTER_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
+    LEADER_PREFERENCE_FIELD_NUMBER: _ClassVar[int]
+    ZONES_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
     replicas: int
     max_voters: int
     promote_after_milliseconds: int
     leaving: _containers.RepeatedScalarFieldContainer[int]
     opened: bool
-    def __init__(self, replicas: _Optional[int] = ..., max_voters: _Optional[int] = ..., promote_after_milliseconds: _Optional[int] = ..., leaving: _Optional[_Iterable[int]] = ..., opened: _Optional[bool] = ...) -> None: ...
+    leader_preference: _containers.RepeatedScalarFieldContainer[str]
+    zones: _containers.ScalarMap[int, str]
+    restart: Ticket
+    def __init__(self, replicas: _Optional[int] = ..., max_voters: _Optional[int] = ..., promote_after_milliseconds: _Optional[int] = ..., leaving: _Optional[_Iterable[int]] = ..., opened: _Optional[bool] = ..., leader_preference: _Optional[_Iterable[str]] = ..., zones: _Optional[_Mapping[int, str]] = ..., restart: _Optional[_Union[Ticket, _Mapping]] = ...) -> None: ...
+
+class Ticket(_message.Message):
+    __slots__ = ("member_id", "generation", "number")
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    member_id: int
+    generation: int
+    number: int
+    def __init__(self, member_id: _Optional[int] = ..., generation: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -156,7 +179,7 @@ class MemberState(_message.Message):
     def __init__(self, identity: _Optional[_Union[Identity, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., match_index: _Optional[int] = ..., recent_active: _Optional[bool] = ..., caught_up: _Optional[bool] = ..., lag_entries: _Optional[int] = ..., lag_milliseconds: _Optional[int] = ...) -> None: ...
 
 class GetConfigurationResponse(_message.Message):
-    __slots__ = ("cluster_id", "configuration_index", "changing", "leader_id", "term", "commit_index", "members", "removed", "settings", "wished_voters")
+    __slots__ = ("cluster_id", "configuration_index", "changing", "leader_id", "term", "commit_index", "members", "removed", "settings", "wished_voters", "restart")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     CONFIGURATION_INDEX_FIELD_NUMBER: _ClassVar[int]
     CHANGING_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +190,7 @@ class GetConfigurationResponse(_message.Message):
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     WISHED_VOTERS_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
     cluster_id: int
     configuration_index: int
     changing: bool
@@ -177,7 +201,8 @@ class GetConfigurationResponse(_message.Message):
     removed: _containers.RepeatedScalarFieldContainer[int]
     settings: Settings
     wished_voters: int
-    def __init__(self, cluster_id: _Optional[int] = ..., configuration_index: _Optional[int] = ..., changing: _Optional[bool] = ..., leader_id: _Optional[int] = ..., term: _Optional[int] = ..., commit_index: _Optional[int] = ..., members: _Optional[_Iterable[_Union[MemberState, _Mapping]]] = ..., removed: _Optional[_Iterable[int]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., wished_voters: _Optional[int] = ...) -> None: ...
+    restart: Ticket
+    def __init__(self, cluster_id: _Optional[int] = ..., configuration_index: _Optional[int] = ..., changing: _Optional[bool] = ..., leader_id: _Optional[int] = ..., term: _Optional[int] = ..., commit_index: _Optional[int] = ..., members: _Optional[_Iterable[_Union[MemberState, _Mapping]]] = ..., removed: _Optional[_Iterable[int]] = ..., settings: _Optional[_Union[Settings, _Mapping]] = ..., wished_voters: _Optional[int] = ..., restart: _Optional[_Union[Ticket, _Mapping]] = ...) -> None: ...
 
 class AddMemberRequest(_message.Message):
     __slots__ = ("decided_at_index", "identity")
@@ -208,6 +233,32 @@ class ConfigurationChanged(_message.Message):
     CONFIGURATION_INDEX_FIELD_NUMBER: _ClassVar[int]
     configuration_index: int
     def __init__(self, configuration_index: _Optional[int] = ...) -> None: ...
+
+class RestartTicketRequest(_message.Message):
+    __slots__ = ("member_id", "decided_at_index")
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_AT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    member_id: int
+    decided_at_index: int
+    def __init__(self, member_id: _Optional[int] = ..., decided_at_index: _Optional[int] = ...) -> None: ...
+
+class RestartTicketResponse(_message.Message):
+    __slots__ = ("granted", "reason", "valid_seconds", "hold_seconds", "sole_voter", "number", "configuration_index")
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VALID_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SOLE_VOTER_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_INDEX_FIELD_NUMBER: _ClassVar[int]
+    granted: bool
+    reason: str
+    valid_seconds: int
+    hold_seconds: int
+    sole_voter: bool
+    number: int
+    configuration_index: int
+    def __init__(self, granted: _Optional[bool] = ..., reason: _Optional[str] = ..., valid_seconds: _Optional[int] = ..., hold_seconds: _Optional[int] = ..., sole_voter: _Optional[bool] = ..., number: _Optional[int] = ..., configuration_index: _Optional[int] = ...) -> None: ...
 
 class RetireRequest(_message.Message):
     __slots__ = ("cluster_id", "member_id", "disk_uuid", "configuration_index", "cluster_deleted")

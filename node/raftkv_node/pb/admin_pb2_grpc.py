@@ -69,6 +69,11 @@ class AdminStub:
                 request_serializer=raftkv__node_dot_pb_dot_admin__pb2.SetSettingsRequest.SerializeToString,
                 response_deserializer=raftkv__node_dot_pb_dot_admin__pb2.ConfigurationChanged.FromString,
                 _registered_method=True)
+        self.RestartTicket = channel.unary_unary(
+                '/raftkv.admin.v1.Admin/RestartTicket',
+                request_serializer=raftkv__node_dot_pb_dot_admin__pb2.RestartTicketRequest.SerializeToString,
+                response_deserializer=raftkv__node_dot_pb_dot_admin__pb2.RestartTicketResponse.FromString,
+                _registered_method=True)
         self.Retire = channel.unary_unary(
                 '/raftkv.admin.v1.Admin/Retire',
                 request_serializer=raftkv__node_dot_pb_dot_admin__pb2.RetireRequest.SerializeToString,
@@ -128,6 +133,16 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestartTicket(self, request, context):
+        """Asks the leader for leave to restart a member (M11). Only the leader answers. Denied tickets are an answer, not an error:
+        FAILED_PRECONDITION "etcdserver: not leader", ABORTED when decided_at_index is not the committed configuration any more.
+        A granted ticket is an entry of the configuration, so that every later leader knows it, and so that it is given only
+        where an ordinary change would be accepted (M8, M9). It raises the configuration's index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Retire(self, request, context):
         """Wipes ring and disk of a member whose removal is committed (M10), or of any member of a cluster that is being deleted
         as a whole (cluster_deleted), after which the process exits with code 0.
@@ -173,6 +188,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.SetSettings,
                     request_deserializer=raftkv__node_dot_pb_dot_admin__pb2.SetSettingsRequest.FromString,
                     response_serializer=raftkv__node_dot_pb_dot_admin__pb2.ConfigurationChanged.SerializeToString,
+            ),
+            'RestartTicket': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartTicket,
+                    request_deserializer=raftkv__node_dot_pb_dot_admin__pb2.RestartTicketRequest.FromString,
+                    response_serializer=raftkv__node_dot_pb_dot_admin__pb2.RestartTicketResponse.SerializeToString,
             ),
             'Retire': grpc.unary_unary_rpc_method_handler(
                     servicer.Retire,
@@ -369,6 +389,33 @@ class Admin:
             '/raftkv.admin.v1.Admin/SetSettings',
             raftkv__node_dot_pb_dot_admin__pb2.SetSettingsRequest.SerializeToString,
             raftkv__node_dot_pb_dot_admin__pb2.ConfigurationChanged.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartTicket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftkv.admin.v1.Admin/RestartTicket',
+            raftkv__node_dot_pb_dot_admin__pb2.RestartTicketRequest.SerializeToString,
+            raftkv__node_dot_pb_dot_admin__pb2.RestartTicketResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,7 +23,7 @@ from .messages import NO_ENTRIES, EntryBlock, Flag, Message, MessageType, decode
 from .progress import ProgressState
 from .raft import MemberStatus, Raft, Status
 from .reads import ReadFailure, ReadFailureReason, ReadState
-from .ready import ConfigurationInForce, FetchRequest, Ready, RejectedProposal, SoftState
+from .ready import ConfigurationInForce, FetchRequest, Ready, RejectedProposal, Snapshot, SoftState
 from .types import NO_MEMBER, Config, Entry, EntryType, HardState, ProposalRef, Role
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "Ready",
     "RejectedProposal",
     "Role",
+    "Snapshot",
     "SoftState",
     "Status",
     "decode_message",

@@ -44,6 +44,7 @@ class ConfigurationChange:
 
     `voters`: the complete new voter set; all of them must be members already (M7: members come in as learners).
     `demote_to_standby`: voters that lose their vote without being in `remove` become standbys, else learners.
+    `standbys`: learners for which there is no vacancy: they become standbys (M7).
     `add_learners`, `add_standbys`: new members and their attributes.
     `remove`: ids to remove for ever; an id that was never a member is burned (M10).
     `attributes`: new attributes of existing members. `settings`: new replicated consensus settings.
@@ -51,6 +52,7 @@ class ConfigurationChange:
 
     voters: frozenset[int] | None = None
     demote_to_standby: bool = False
+    standbys: frozenset[int] = _EMPTY
     add_learners: Mapping[int, bytes] = field(default_factory=_no_members)
     add_standbys: Mapping[int, bytes] = field(default_factory=_no_members)
     remove: frozenset[int] = _EMPTY
@@ -138,8 +140,8 @@ class Configuration:
             self,
             voters=voters,
             voters_outgoing=self.voters if voters != self.voters else _EMPTY,
-            learners=(self.learners | change.add_learners.keys()) - voters - gone_now,
-            standbys=(self.standbys | change.add_standbys.keys()) - voters - gone_now,
+            learners=(self.learners | change.add_learners.keys()) - voters - gone_now - change.standbys,
+            standbys=(self.standbys | change.add_standbys.keys() | change.standbys) - voters - gone_now,
             learners_next=_EMPTY if change.demote_to_standby else demoted,
             standbys_next=demoted if change.demote_to_standby else _EMPTY,
             members={member: value for member, value in members.items() if member not in gone_now},
@@ -166,7 +168,11 @@ class Configuration:
             raise ConfigurationError("an id to remove was removed before")
         if not change.attributes.keys() <= ids - change.remove:
             raise ConfigurationError("attributes are given for an id that is not a member")
+        if not change.standbys <= self.learners - change.remove:
+            raise ConfigurationError("an id is to become a standby that is no learner")
         if change.voters is not None:
+            if change.voters & change.standbys:
+                raise ConfigurationError("an id is made a voter and a standby at once")
             if not change.voters <= ids:
                 raise ConfigurationError("a new voter must be a member already (add it as a learner first)")
             if change.voters & change.remove:

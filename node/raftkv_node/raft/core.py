@@ -4,6 +4,7 @@
 
     Core         state, log, configurations in the log, roles            core.py
     Replication  appends, heartbeats, acknowledgements, commit           replication.py
+    Snapshots    members that are too far behind, and installing          snapshots.py
     Reading      ReadIndex and forwarding of reads                       reading.py
     Membership   configuration changes                                   membership.py
     Elections    pre-votes, votes, ticks, leadership transfer            elections.py
@@ -27,7 +28,7 @@ from .log import Log
 from .messages import Flag, Message, MessageType
 from .progress import Progress
 from .reads import ForwardedReads, LeaderReads, ReadFailure, ReadFailureReason, ReadState
-from .ready import FetchRequest, RejectedProposal
+from .ready import FetchRequest, RejectedProposal, Snapshot
 from .types import NO_MEMBER, Config, Entry, EntryType, HardState, Role
 
 
@@ -90,10 +91,10 @@ class Core(ABC):
         self._forwards_seen: dict[tuple[int, int], int] = {}
         self._forwards_term = 0
         self._last_led_term = self.term
+        self._released_index = 0
         self._election_elapsed = 0
         self._election_timeout = config.election_ticks
         self._votes: dict[int, bool] = {}
-        self._transfer_campaign = False
         self._incarnation = config.random(1, (1 << 63) - 1)
         self._forward_sequence = 0
         self._forwarded_reads = ForwardedReads(config.random(1, (1 << 63) - 1))
@@ -104,7 +105,13 @@ class Core(ABC):
         self._read_failures: list[ReadFailure] = []
         self._rejected_proposals: list[RejectedProposal] = []
         self._fetch_requests: list[FetchRequest] = []
+        self._snapshot: Snapshot | None = None
+        self._snapshot_requests: list[int] = []
+        self._snapshot_messages: list[Message] = []
         self._flush_needed = False
+        self._telling_commit = False
+        self.eager = False
+        """Whether somebody waits here for what is committed (a client, a watcher); the caller sets it at any time."""
         for entry in initial.entries:
             if entry.type == EntryType.CONFIG and entry.index > initial.base_configuration_index:
                 self._configurations.append((entry.index, Configuration.decode(entry.data)))
@@ -179,6 +186,11 @@ class Core(ABC):
         """Whether this member leads, as far as it knows."""
         return self.role == Role.LEADER
 
+    @property
+    def transferee(self) -> int:
+        """The member that the lead is being handed to; 0 when no transfer runs."""
+        return self._transferee
+
     def term_at(self, index: int) -> int:
         """Term of an entry in memory or of the base; -1 when it is not there."""
         return self._log.term_at(index)
@@ -226,11 +238,11 @@ class Core(ABC):
         self._reset_election_timer()
         self._votes = {}
         self._transferee = NO_MEMBER
-        self._transfer_campaign = False
         self._fail_reads(self._reads.drain_own(), ReadFailureReason.LEADER_CHANGED)
         self._progress = {}
         self._sent_to = []
         self._fetch_requests = []
+        self._snapshot_requests = []
         self._uncommitted_bytes = 0
 
     def _become_follower(self, term: int, leader: int) -> None:
@@ -246,7 +258,7 @@ class Core(ABC):
         """Start waiting again, for a new random time."""
         self._election_elapsed = 0
         ticks = self.config.election_ticks
-        self._election_timeout = ticks + self.config.random(0, ticks - 1) + self.config.election_delay_ticks
+        self._election_timeout = ticks + self.config.random(0, ticks - 1)
 
     def _promotable(self) -> bool:
         """Whether this member may campaign: it votes in the configuration in force, or did in one since the last that

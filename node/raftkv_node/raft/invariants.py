@@ -32,6 +32,8 @@ class Invariant(Enum):
     OWN_TERM_BEFORE_CHANGE = "M8: no configuration is appended before an entry of the leader's own term is committed"
     REMOVED_NEVER_RETURNS = "M4: an id in the removed set never leaves it and is never a member again"
     PERSISTENCE_IN_ORDER = "the caller reports persistence of numbers that were handed out, in order"
+    SNAPSHOT_ABOVE_COMMIT = "a snapshot replaces a log only above what the member knows to be committed"
+    RELEASED_BELOW_COMMIT = "D14: entries are released only below what is committed and durable"
     WINDOW_BELOW_APPLIED = "entries leave the memory window only when they are applied and durable"
 
 

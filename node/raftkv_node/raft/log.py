@@ -53,6 +53,7 @@ class Log:
         "committed",
         "durable",
         "emitted",
+        "last_index",
         "window_bytes",
     )
 
@@ -65,17 +66,14 @@ class Log:
         self._block: EntryBlock | None = None
         self._block_key = (0, 0)
         self.committed = self.applied = self.applying = base_index
+        self.last_index = base_index
+        """Index of the last entry."""
         self.append(entries)
         last = self.last_index
         invariant(Invariant.STATE_MACHINE_SAFETY, base_index <= applied <= last, f"applied {applied} of {last}")
         self.durable = self.emitted = last
         self.committed = max(applied, min(committed, last))
         self.applied = self.applying = applied
-
-    @property
-    def last_index(self) -> int:
-        """Index of the last entry."""
-        return self.base_index + len(self._entries)
 
     @property
     def last_term(self) -> int:
@@ -109,6 +107,7 @@ class Log:
             term = entry.term
             size += entry.size_bytes
         self._entries.extend(entries)
+        self.last_index = index
         self.window_bytes += size
 
     def truncate(self, first: int) -> None:
@@ -118,6 +117,7 @@ class Log:
         position = first - self.base_index - 1
         self.window_bytes -= sum(entry.size_bytes for entry in self._entries[position:])
         del self._entries[position:]
+        self.last_index = min(self.last_index, first - 1)
         self.emitted = min(self.emitted, first - 1)
         self.durable = min(self.durable, first - 1)
         self._block = None
@@ -135,6 +135,23 @@ class Log:
         self.base_index = index
         return index
 
+    def restore(self, index: int, term: int) -> None:
+        """Replace the whole log by a snapshot of all up to (term, index), which lies above the commit index.
+
+        What was durable stays so: until the replacement is written a crash finds the old entries, afterwards the
+        snapshot. Writes under way say nothing about the new log.
+        """
+        if index <= self.committed:
+            raise InvariantViolation(Invariant.SNAPSHOT_ABOVE_COMMIT, f"{index}, commit {self.committed}")
+        self._entries = []
+        self.window_bytes = 0
+        self._block = None
+        self._pending = deque([write._replace(first=0, last=0, last_term=0) for write in self._pending])
+        self.base_index, self.base_term = index, term
+        self.last_index = index
+        self.committed = self.applying = self.emitted = index
+        self.durable = min(self.durable, index)
+
     def block(self, first: int, max_bytes: int) -> EntryBlock:
         """Entries from `first` on up to `max_bytes` (at least one); the same object when asked for the same again."""
         last = self.last_index
@@ -150,6 +167,8 @@ class Log:
         if start < 0:
             raise IndexError(f"index {first} is below the window")
         entries = self._entries[start : last - self.base_index]
+        if len(entries) == 1:
+            return entries
         size = 0
         for position, entry in enumerate(entries):
             size += entry.size_bytes
@@ -189,9 +208,13 @@ class Log:
         self.emitted = self.last_index
         return entries
 
-    def write_started(self, number: int, entries: Sequence[Entry], term: int, vote: int) -> None:
-        """Remember what the Ready `number` asked to persist."""
+    def write_started(
+        self, number: int, entries: Sequence[Entry], term: int, vote: int, restored: tuple[int, int] | None = None
+    ) -> None:
+        """Remember what the Ready `number` asked to persist; `restored`: (index, term) of a snapshot before that."""
         first, last, last_term = (entries[0].index, entries[-1].index, entries[-1].term) if entries else (0, 0, 0)
+        if restored is not None:
+            first, last, last_term = (restored[0], last, last_term) if entries else (restored[0], *restored)
         self._pending.append(PendingWrite(number, first, last, last_term, term, vote))
 
     @property

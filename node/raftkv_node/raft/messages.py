@@ -36,6 +36,8 @@ class MessageType(IntEnum):
     READ_INDEX_RESPONSE = 11
     PROPOSE = 12
     PROPOSE_REJECTED = 13
+    SNAPSHOT = 14
+    SNAPSHOT_RESPONSE = 15
 
 
 class Flag(IntEnum):
@@ -47,9 +49,11 @@ class Flag(IntEnum):
     """An append that only carries the commit index: success needs no answer, a gap does."""
     FORCE = 4
     """A vote request of a leadership transfer: the receiver's leader knows, so the lease does not count."""
+    EAGER = 8
+    """An acknowledgement of a member at which somebody waits for what is committed."""
 
 
-_KNOWN_FLAGS = Flag.REJECT | Flag.QUIET | Flag.FORCE
+_KNOWN_FLAGS = Flag.REJECT | Flag.QUIET | Flag.FORCE | Flag.EAGER
 
 
 class EntryBlock:
@@ -98,7 +102,8 @@ class Message(NamedTuple):
     `index`, `log_term`: an append's previous entry, a vote request's last entry, an acknowledged or rejected index.
     `match`: M15 in appends and heartbeats; the hint of a rejected append. `sequence`: number of a read round, a read,
     or a forwarded proposal (`log_term` is then the sender's incarnation).
-    `reason`: a `ProposalReason`. `data`: a forwarded proposal. `context`: the caller's, for its rejection.
+    `reason`: a `ProposalReason`. `data`: a forwarded proposal, or a piece of a snapshot (`index`, `log_term`: the last
+    entry in it; `sequence`: the transfer). `context`: the caller's: for a rejection, or where the piece belongs.
     """
 
     type: int

@@ -2,6 +2,7 @@
 
 PROBE      one append (or none) under way at a time, `next` is a guess      <- start, a gap, an unreachable peer
 REPLICATE  appends are pipelined, `next` runs ahead of `match` by what is in flight   <- after an acknowledgement
+SNAPSHOT   no appends; the caller transfers a snapshot   <- what the member needs next is released from the log
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class ProgressState(IntEnum):
 
     PROBE = 0
     REPLICATE = 1
+    SNAPSHOT = 2
 
 
 class Progress:
@@ -29,6 +31,7 @@ class Progress:
         "acked_sequence",
         "answered_tick",
         "caught_up_tick",
+        "eager",
         "fetching",
         "inflight",
         "inflight_bytes",
@@ -36,6 +39,7 @@ class Progress:
         "mark_tick",
         "match",
         "next",
+        "pending_snapshot",
         "probe_sent",
         "sent_commit",
         "sent_index",
@@ -56,12 +60,16 @@ class Progress:
         self.inflight_bytes = 0
         self.sent_commit = 0
         """Highest commit index sent in an append."""
+        self.eager = False
+        """Somebody waits there for what is committed."""
         self.sent_index = self.sent_term = 0
         """Last entry sent, so that its term is known when it has left the leader's memory."""
         self.answered_tick = NEVER
         """Tick of the last answer of any kind."""
         self.acked_sequence = 0
         """Highest read round that the member has confirmed."""
+        self.pending_snapshot = 0
+        """In SNAPSHOT: index of the snapshot on its way; 0 while none is."""
         self.fetching = 0
         """First index of the fetch of old entries under way; 0 when none is."""
         self.mark_index = next_index - 1
@@ -90,14 +98,22 @@ class Progress:
     def become_probe(self) -> None:
         """Forget what is under way and look for the point of agreement again."""
         self.state = ProgressState.PROBE
+        self.pending_snapshot = 0
         self.next = self.match + 1
         self.probe_sent = False
         self.inflight.clear()
         self.inflight_bytes = 0
 
+    def become_snapshot(self) -> None:
+        """What the member needs next is not in the log any more."""
+        self.become_probe()
+        self.state = ProgressState.SNAPSHOT
+        self.pending_snapshot = 0
+
     def become_replicate(self) -> None:
         """The logs agree up to `match`: send ahead from there."""
         self.state = ProgressState.REPLICATE
+        self.pending_snapshot = 0
         self.next = self.match + 1
         self.probe_sent = False
         self.inflight.clear()
@@ -110,7 +126,7 @@ class Progress:
                 return False
             self.become_probe()
             return True
-        if self.next - 1 != index:
+        if self.state == ProgressState.SNAPSHOT or self.next - 1 != index:
             return False
         self.next = max(min(index, hint + 1), self.match + 1)
         self.probe_sent = False

@@ -32,7 +32,7 @@ from .ready import ConfigurationInForce, Ready, RejectedProposal, SoftState
 from .types import NO_MEMBER, Config, Entry, EntryType, HardState, ProposalRef, Role
 
 _NONE: Sequence[Entry] = ()
-_FROM_LEADER = frozenset((MessageType.APPEND, MessageType.HEARTBEAT))
+_FROM_LEADER = frozenset((MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT))
 _VOTE_REQUESTS = frozenset((MessageType.PRE_VOTE, MessageType.VOTE))
 
 
@@ -90,6 +90,8 @@ class Raft(Elections):
             MessageType.READ_INDEX_RESPONSE: self._handle_read_index_response,
             MessageType.PROPOSE: self._handle_propose,
             MessageType.PROPOSE_REJECTED: self._handle_propose_rejected,
+            MessageType.SNAPSHOT: self._handle_snapshot,
+            MessageType.SNAPSHOT_RESPONSE: self._handle_snapshot_response,
         }
 
     # -- input: messages -------------------------------------------------------------------------------------
@@ -283,19 +285,28 @@ class Raft(Elections):
         if self._flush_needed:
             self._flush()
         log = self._log
+        if self._messages or self._messages_after or log.emitted < log.last_index:
+            return True
+        if log.applying < log.committed and log.applying < self._apply_limit():
+            return True
+        last = self._last_hard_state
+        if last.commit != log.committed or last.term != self.term or last.vote != self.vote:
+            return True
+        return self._has_news()
+
+    def _has_news(self) -> bool:
+        """Whether there is anything to tell but messages, entries and a hard state: mostly not."""
         return bool(
-            self._messages
-            or self._messages_after
-            or log.emitted < log.last_index
-            or log.applying < self._apply_limit()
-            or self._read_states
+            self._read_states
             or self._read_failures
             or self._rejected_proposals
             or self._fetch_requests
-            or self._last_hard_state != (self.term, self.vote, log.committed)
-            or self._last_soft_state != (self.role, self.leader_id, self.term, self._transferee)
-            or self._last_configuration[0] != self.configuration_index
-            or self._last_configuration[1] is not self.configuration
+            or self._snapshot is not None
+            or self._snapshot_requests
+            or self._snapshot_messages
+            or self._soft_state_is_news()
+            or self._last_configuration[1] is not self._configurations[-1][1]
+            or self._last_configuration[0] != self._configurations[-1][0]
         )
 
     def ready(self) -> Ready:
@@ -307,9 +318,12 @@ class Raft(Elections):
         entries = log.take_unemitted()
         previous = self._last_hard_state
         hard_state = HardState(self.term, self.vote, log.committed)
-        must_sync = bool(entries) or previous.term != self.term or previous.vote != self.vote
+        snapshot, self._snapshot = self._snapshot, None
+        changed = previous.term != self.term or previous.vote != self.vote
+        must_sync = bool(entries) or snapshot is not None or changed
         if must_sync:
-            log.write_started(self._number, entries, self.term, self.vote)
+            restored = (snapshot.index, snapshot.term) if snapshot is not None else None
+            log.write_started(self._number, entries, self.term, self.vote, restored)
         elif self._messages_after and not log.writes_pending:
             self._messages.extend(self._messages_after)
             self._messages_after = []
@@ -329,10 +343,14 @@ class Raft(Elections):
             self._fetch_requests,
             self._take_soft_state(),
             self._take_configuration(),
+            snapshot,
+            self._snapshot_requests,
+            self._snapshot_messages,
         )
         self._messages, self._messages_after = [], []
         self._read_states, self._read_failures = [], []
         self._rejected_proposals, self._fetch_requests = [], []
+        self._snapshot_requests, self._snapshot_messages = [], []
         return ready
 
     def _flush(self) -> None:
@@ -341,6 +359,7 @@ class Raft(Elections):
         self._flush_reads()
         if self.role == Role.LEADER:
             self._send_appends()
+        self._telling_commit = False
 
     def _apply_limit(self) -> int:
         """Highest index that may be applied now."""
@@ -349,12 +368,20 @@ class Raft(Elections):
             return log.committed
         return log.durable
 
+    def _soft_state_is_news(self) -> bool:
+        last = self._last_soft_state
+        return (
+            last.leader_id != self.leader_id
+            or last.role is not self.role
+            or last.term != self.term
+            or last.transferee != self._transferee
+        )
+
     def _take_soft_state(self) -> SoftState | None:
-        soft_state = SoftState(self.role, self.leader_id, self.term, self._transferee)
-        if soft_state == self._last_soft_state:
+        if not self._soft_state_is_news():
             return None
-        self._last_soft_state = soft_state
-        return soft_state
+        self._last_soft_state = SoftState(self.role, self.leader_id, self.term, self._transferee)
+        return self._last_soft_state
 
     def _take_configuration(self) -> ConfigurationInForce | None:
         index, configuration = self._configurations[-1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from .messages import Message, MessageType
 from .quorum import joint_agreed_value
 from .reads import ReadBatch, ReadFailureReason, ReadRequest, ReadState
-from .replication import Replication
+from .snapshots import Snapshots
 from .types import NO_MEMBER, Role
 
 
-class Reading(Replication):
+class Reading(Snapshots):
     """Linearizable reads."""
 
     def read_index(self, context: bytes) -> None:
@@ -82,6 +82,9 @@ class Reading(Replication):
         if self.role == Role.LEADER and self._reads.count < self.config.max_pending_reads:
             self._reads.unsealed.append(ReadRequest(message.sender, message.sequence, b""))
             self._flush_needed = True
+            progress = self._progress.get(message.sender)
+            if progress is not None:
+                progress.eager = True  # the read waits there until its index is applied
 
     def _handle_read_index_response(self, message: Message) -> None:
         for context in self._forwarded_reads.answered(message.sequence):

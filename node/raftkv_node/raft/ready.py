@@ -32,6 +32,16 @@ class FetchRequest(NamedTuple):
     max_bytes: int
 
 
+class Snapshot(NamedTuple):
+    """A state of the whole group after the entry (term, index), and the configuration in force there: complete, with
+    every id that was ever removed (M4). What the state machine holds travels beside the core."""
+
+    index: int  # type: ignore[assignment]  # the field hides tuple.index
+    term: int
+    configuration_index: int
+    configuration: Configuration
+
+
 class RejectedProposal(NamedTuple):
     """A forwarded proposal that the leader refused; it is certainly not in the log."""
 
@@ -50,12 +60,20 @@ class Ready(NamedTuple):
     """One turn's output. Readys are worked off in order; `docs/raft.md` has the contract step by step.
 
     1. Persist `hard_state` and `entries`, in one batch; entries replace whatever stands at their first index and above.
+       Of a batch that a crash cuts off the front may survive alone: the commit index that stands there must not reach
+       into what the rest replaces (`commit_in_front`). The whole one is for the next batch.
        `must_sync` says whether anything here must be durable (a hard state that differs only in `commit` may be written
        lazily, and needs no flush).
     2. Send `messages` at any time, best before the flush.
     3. When this and all earlier Readys are durable: call `Raft.persisted(number)`, send `messages_after_persist`.
        (Nothing is to be waited for if nothing is outstanding and `must_sync` is false; then that list is empty.)
     4. Apply `committed_entries` in order, call `Raft.applied(last index)`.
+
+    `snapshot`: the log is replaced by it. In step 1 it goes into the same batch, behind the hard state and before
+    `entries`; once that is durable the caller puts the snapshot's state in the place of its own, and calls
+    `Raft.applied(snapshot.index)` before it applies anything else.
+    `snapshot_requests`: members that need what is no longer in the log (`Raft.snapshot_started`, `snapshot_failed`).
+    `snapshot_messages`: SNAPSHOT and SNAPSHOT_RESPONSE messages that the core lets through, for the caller's transfers.
     """
 
     number: int
@@ -71,3 +89,16 @@ class Ready(NamedTuple):
     fetch_requests: Sequence[FetchRequest]
     soft_state: SoftState | None
     configuration: ConfigurationInForce | None
+    snapshot: Snapshot | None = None
+    snapshot_requests: Sequence[int] = ()
+    snapshot_messages: Sequence[Message] = ()
+
+    def commit_in_front(self, commit: int, written: int) -> int:
+        """The highest commit index, up to `commit`, that may stand in front of this batch's entries or snapshot.
+
+        Without them the log may hold entries of an older term at their places, which `commit` would declare committed.
+        `written`: what stands in the log already.
+        """
+        if self.snapshot is not None:
+            return min(commit, written)
+        return min(commit, self.entries[0].index - 1) if self.entries else commit

@@ -6,7 +6,7 @@ turn (`Raft.ready`) sends each member one message with all of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .core import Core
 from .errors import LostLogError
@@ -14,7 +14,7 @@ from .invariants import Invariant, InvariantViolation, invariant
 from .log import UNKNOWN_TERM
 from .messages import NO_ENTRIES, EntryBlock, Flag, Message, MessageType
 from .progress import Progress, ProgressState
-from .quorum import joint_agreed_value
+from .quorum import NO_LIMIT, joint_agreed_value, majority
 from .ready import FetchRequest
 from .types import Entry, EntryType, ProposalRef, Role
 
@@ -36,10 +36,17 @@ class Replication(Core):
 
     def _send_appends(self) -> None:
         """Send each member what it lacks, as far as its limits allow."""
+        last_index = self._log.last_index
         for member in self._sent_to:
             progress = self._progress[member]
-            while self._send_append(member, progress):
-                pass
+            # mostly a member in step has all, and a turn in which others answered must not cost more for it
+            if (
+                progress.next <= last_index
+                or progress.state != ProgressState.REPLICATE
+                or self._commit_is_news(progress)
+            ):
+                while self._send_append(member, progress):
+                    pass
 
     def _send_append(self, member: int, progress: Progress, force: bool = False) -> bool:
         """Send one append if there is reason to; whether more may follow at once.
@@ -47,11 +54,16 @@ class Replication(Core):
         `force` sends an empty append even if nothing is new and even past the limits: its answer shows what is lost.
         """
         log = self._log
-        if progress.state == ProgressState.PROBE and progress.probe_sent and not force:
+        if progress.state == ProgressState.SNAPSHOT or (
+            progress.state == ProgressState.PROBE and progress.probe_sent and not force
+        ):
             return False
         full = progress.full(self.config.max_inflight_messages, self.config.max_inflight_bytes)
         wanted = progress.next <= log.last_index and not (full and progress.state == ProgressState.REPLICATE)
         if not (wanted or force or progress.state == ProgressState.PROBE or self._commit_is_news(progress)):
+            return False
+        if progress.next <= self._unreachable_index():
+            self._need_snapshot(member, progress)
             return False
         previous_term = self._previous_term(progress)
         if previous_term == UNKNOWN_TERM or (wanted and progress.next <= log.base_index):
@@ -62,6 +74,23 @@ class Replication(Core):
         self._send_block(member, progress, previous_term, block, quiet=not force)
         return bool(block) and progress.state == ProgressState.REPLICATE and progress.next <= log.last_index
 
+    def _unreachable_index(self) -> int:
+        """Entries up to here are not in the caller's log any more.
+
+        Some of them may still be in memory, and are not sent all the same: how far memory reaches back is a matter of
+        bytes and of what was read lately, and a member would go back and forth between entries and a snapshot
+        (`_follows_log` asks the same). How far the log reaches back is what was configured (`--log-retention-entries`),
+        and a member that is no further behind never gets here.
+        """
+        return self._released_index
+
+    def _need_snapshot(self, member: int, progress: Progress) -> None:
+        """The next entry is released. A member that has not answered lately would only hold a snapshot up; it is looked
+        at again when it answers."""
+        if self._tick - progress.answered_tick <= self.config.election_ticks:
+            progress.become_snapshot()
+            self._snapshot_requests.append(member)
+
     def _previous_term(self, progress: Progress) -> int:
         """Term of the entry before the next one to send: in memory, or sent just before; else UNKNOWN_TERM."""
         previous = progress.next - 1
@@ -69,7 +98,26 @@ class Replication(Core):
 
     def _commit_is_news(self, progress: Progress) -> bool:
         """Whether a member in step has not been told the commit index."""
-        return progress.state == ProgressState.REPLICATE and progress.sent_commit < self._log.committed
+        return (
+            progress.sent_commit < self._log.committed
+            and progress.state == ProgressState.REPLICATE
+            and (progress.eager or self._telling_commit or not self.config.lazy_commit)
+        )
+
+    @property
+    def commit_untold(self) -> bool:
+        """Whether members in step have not been told the commit index of this leader (`Config.lazy_commit`)."""
+        if self.role != Role.LEADER or not self.config.lazy_commit:
+            return False
+        committed, known = self._log.committed, self._progress
+        return any(
+            known[member].sent_commit < committed and known[member].state == ProgressState.REPLICATE
+            for member in self._sent_to
+        )
+
+    def tell_commit(self) -> None:
+        """Tell the commit index to all that do not know it, with the next Ready."""
+        self._telling_commit = self._flush_needed = True
 
     def _send_block(
         self, member: int, progress: Progress, previous_term: int, block: EntryBlock, quiet: bool = True
@@ -138,6 +186,16 @@ class Replication(Core):
         detail = f"fetched {len(block)} entries from {first} that are not this log's"
         invariant(Invariant.LOG_MATCHING, good and index <= log.last_index, detail)
 
+    def entries_released(self, index: int) -> None:
+        """Entries up to `index` are gone from the caller's log, too: who needs one gets a snapshot.
+
+        They must be in a synced state of the state machine (D14).
+        """
+        bound = min(self._log.committed, self._log.durable)
+        if index > bound:
+            raise InvariantViolation(Invariant.RELEASED_BELOW_COMMIT, f"{index}, committed and durable are {bound}")
+        self._released_index = max(self._released_index, index)
+
     def fetch_failed(self, peer: int) -> None:
         """A fetch gave nothing; it is tried again when the member answers the next heartbeat."""
         progress = self._progress.get(peer)
@@ -180,15 +238,23 @@ class Replication(Core):
         if message.index > self._log.last_index:
             detail = f"{message.sender:x} acknowledges {message.index}, the leader's last is {self._log.last_index}"
             raise InvariantViolation(Invariant.LEADER_APPEND_ONLY, detail)
+        progress.eager = bool(message.flags & Flag.EAGER)
         advanced = progress.advance_match(message.index)
+        if progress.state == ProgressState.SNAPSHOT and self._follows_log(progress):
+            progress.become_replicate()
         if progress.state == ProgressState.PROBE and message.index >= progress.match:
             progress.become_replicate()
         progress.note_caught_up(self._log.last_index, self._tick)
         if advanced:
-            self._maybe_commit()
+            if message.index > self._log.committed:  # otherwise a quorum has more already
+                self._maybe_commit()
             if self.role == Role.LEADER:
                 self._after_match(message.sender, progress)
         self._flush_needed = True
+
+    def _follows_log(self, progress: Progress) -> bool:
+        """Whether a member that waits for a snapshot has it, or enough to go on from the log without."""
+        return 0 < progress.pending_snapshot <= progress.match or progress.match >= self._unreachable_index()
 
     def _heard(self, message: Message) -> Progress | None:
         """Note that a member has answered."""
@@ -213,7 +279,7 @@ class Replication(Core):
         if progress.state == ProgressState.PROBE:
             progress.probe_sent = False
             self._flush_needed = True
-        elif progress.match < self._log.last_index:
+        elif progress.state == ProgressState.REPLICATE and progress.match < self._log.last_index:
             # an append or its answer may be lost: an empty one shows it
             self._send_append(message.sender, progress, force=True)
 
@@ -243,6 +309,23 @@ class Replication(Core):
         matches = {member: progress.match for member, progress in self._progress.items()}
         return joint_agreed_value(configuration.voters, configuration.voters_outgoing, matches)
 
+    def missing_acknowledgements(self) -> int:
+        """How many members at least must acknowledge more before this leader can commit anything: whoever looks at
+        fewer answers of members looks in vain. NO_LIMIT while nothing waits for them; 0 where no such number is known.
+        """
+        if self.role != Role.LEADER:
+            return 0
+        log = self._log
+        if log.committed == log.last_index:
+            return NO_LIMIT
+        return max(self._missing(self.configuration.voters), self._missing(self.configuration.voters_outgoing))
+
+    def _missing(self, voters: Collection[int]) -> int:
+        """Of one set. That this leader itself has the entry is taken for granted: it may be durable by then."""
+        first, progress, own = self._log.committed + 1, self._progress, self.id
+        having = sum([1 for one in voters if one == own or (one in progress and progress[one].match >= first)])
+        return majority(len(voters)) - having
+
     def _may_commit(self, index: int) -> bool:
         """Only an entry of the own term is committed by counting; earlier ones with it (figure 8)."""
         return self._log.term_at(index) == self.term
@@ -253,6 +336,8 @@ class Replication(Core):
         if index > self._log.committed and self._may_commit(index):
             if self._log.term_at(index) != self.term:
                 raise InvariantViolation(Invariant.COMMIT_OWN_TERM, f"index {index} in term {self.term}")
+            if self._log.committed < self.configuration_index <= index:
+                self._telling_commit = True
             self._advance_commit(index)
             self._flush_needed = True
             self._after_commit()
@@ -288,7 +373,8 @@ class Replication(Core):
 
     def _acknowledge(self, message: Message, index: int) -> None:
         """Say that the log agrees with the leader's up to `index`, once it is durable."""
-        self._send_after_persist(Message(MessageType.APPEND_RESPONSE, self.id, message.sender, self.term, index=index))
+        kind, flags = MessageType.APPEND_RESPONSE, Flag.EAGER if self.eager else 0
+        self._send_after_persist(Message(kind, self.id, message.sender, self.term, index=index, flags=flags))
 
     def _reject_append(self, message: Message) -> None:
         """Say that the entry before the append is missing, and where the logs may agree."""

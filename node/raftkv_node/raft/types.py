@@ -97,8 +97,9 @@ class Config:
     apply_before_durable: bool = False
     """Whether committed entries may be applied before they are durable *here* (they are durable on a quorum). If so,
     the caller itself keeps backend commits at or below `Raft.durable_index` (D14)."""
-    election_delay_ticks: int = 0
-    """Added to every election timeout: how a member that should rarely lead is told so (leader preference)."""
+    lazy_commit: bool = False
+    """Whether a commit index that no append carries anyway waits for the next one, or for `Raft.tell_commit`. Members
+    that want it at once (`Raft.eager`) get it at once; a commit of a configuration is always told."""
 
     def __post_init__(self) -> None:
         if not 0 < self.id < 1 << 64:
@@ -108,7 +109,5 @@ class Config:
         for name in ("max_append_bytes", "max_inflight_messages", "max_inflight_bytes", "max_uncommitted_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive")
-        if self.max_apply_bytes < 1 or self.max_pending_reads < 1 or self.election_delay_ticks < 0:
-            raise ValueError(
-                "max_apply_bytes and max_pending_reads must be positive, election_delay_ticks not negative"
-            )
+        if self.max_apply_bytes < 1 or self.max_pending_reads < 1:
+            raise ValueError("max_apply_bytes and max_pending_reads must be positive")

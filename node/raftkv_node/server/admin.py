@@ -29,8 +29,11 @@ from raftkv_node.server.members import (
     role_settings,
     settings,
     to_proto,
+    zones,
 )
+from raftkv_node.server.preference import MAX_ZONE_CHARACTERS, LeaderPreference
 from raftkv_node.server.roles import wished_number
+from raftkv_node.server.tickets import HOLD_SECONDS, VALID_SECONDS, keep_ticket
 from raftkv_node.store.errors import (
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
@@ -41,6 +44,9 @@ from raftkv_node.store.errors import (
 )
 
 NO_TOKEN = EtcdError(UNAUTHENTICATED, "raftkv: the admin service asks for the bearer token of --admin-token-file")
+
+
+MAX_ZONED_MEMBERS = 200
 
 
 def _refused(text: str) -> EtcdError:
@@ -100,6 +106,7 @@ class AdminService:
             Method.REMOVE_MEMBER: (admin_pb2.RemoveMemberRequest.FromString, self._remove_member),
             Method.SET_SETTINGS: (admin_pb2.SetSettingsRequest.FromString, self._set_settings),
             Method.RETIRE: (admin_pb2.RetireRequest.FromString, self._retire),
+            Method.RESTART_TICKET: (admin_pb2.RestartTicketRequest.FromString, self._restart_ticket),
         }
 
     def handle(self, call: Call, message: bytes, authorization: bytes | None, now: float) -> None:
@@ -133,6 +140,7 @@ class AdminService:
             answer.phase = admin_pb2.PHASE_OPENED if member.opened else admin_pb2.PHASE_LATCHED
             answer.durability = str(member.log.level)
             answer.medium = str(member.log.medium)
+            answer.alarms.extend(f"{name}: {text}" for name, text in sorted(member.log.alarms().items()))
             answer.ring_size_bytes, answer.ring_used_bytes = ring_bytes(member.log, host.config)
             answer.leader_id = member.leader_id
             answer.term = raft.term
@@ -151,7 +159,7 @@ class AdminService:
             return
         founding = b""
         if request.identity.member_id:
-            founding = bootstrap_configuration(request.identity, request.settings).encode()
+            founding = bootstrap_configuration(request.identity, keep_ticket(request.settings, b"")).encode()
         self._issue(call, from_proto(request.identity, founding), admin_pb2.BootstrapResponse())
 
     def _join(self, call: Call, request: admin_pb2.JoinRequest, _now: float) -> None:
@@ -232,9 +240,20 @@ class AdminService:
         member = self._leading(call)
         if member is None:
             return
-        wanted = request.settings
+        wanted = keep_ticket(request.settings, member.configuration.settings)
         if wanted.max_voters > 9 or (wanted.max_voters and wanted.max_voters % 2 == 0):
             call.error(EtcdError(INVALID_ARGUMENT, "raftkv: max_voters is odd, 1 to 9"))
+            return
+        try:
+            LeaderPreference.parse(wanted.leader_preference)
+        except ValueError as error:
+            call.error(EtcdError(INVALID_ARGUMENT, f"raftkv: leader_preference: {error}"))
+            return
+        if len(wanted.zones) > MAX_ZONED_MEMBERS or any(
+            len(zone) > MAX_ZONE_CHARACTERS for zone in wanted.zones.values()
+        ):
+            text = f"raftkv: at most {MAX_ZONED_MEMBERS} members with zones of {MAX_ZONE_CHARACTERS} characters"
+            call.error(EtcdError(INVALID_ARGUMENT, text))
             return
         if settings(member.configuration.settings).opened and not wanted.opened:
             call.error(_refused("a cluster that is opened is never closed again"))
@@ -245,6 +264,33 @@ class AdminService:
             call.ok(admin_pb2.ConfigurationChanged(configuration_index=index).SerializeToString())
             return
         self._change(call, ConfigurationChange(settings=encoded), request.decided_at_index, now)
+
+    def _restart_ticket(self, call: Call, request: admin_pb2.RestartTicketRequest, now: float) -> None:
+        """M11: leave to restart a member, or why not."""
+        member = self._leading(call)
+        if member is None:
+            return
+        one, decided_at = request.member_id, request.decided_at_index
+        reason = member.tickets.denial(one, now)
+        if reason is not None:
+            call.ok(admin_pb2.RestartTicketResponse(reason=reason).SerializeToString())
+            return
+        answer = admin_pb2.RestartTicketResponse(
+            granted=True,
+            valid_seconds=VALID_SECONDS,
+            hold_seconds=HOLD_SECONDS,
+            sole_voter=member.configuration.voters == {one},
+        )
+
+        def done(error: EtcdError | None, index: int) -> None:
+            answer.configuration_index = index
+            if error is not None:
+                call.error(error)
+            else:
+                call.ok(answer.SerializeToString())
+
+        number = member.tickets.grant(one, decided_at, now, done)
+        answer.number = number
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -319,15 +365,19 @@ def configuration_response(member: Member) -> admin_pb2.GetConfigurationResponse
         term=raft.term,
         commit_index=raft.commit_index,
         removed=sorted(committed.removed),
-        settings=settings(committed.settings),
+        settings=keep_ticket(settings(committed.settings), b""),
         wished_voters=wished_number(wanted, committed.ids),
     )
+    if settings(committed.settings).HasField("restart"):
+        answer.restart.CopyFrom(settings(committed.settings).restart)
     states = raft.status().members
     ticks = raft.config.election_ticks
+    where = zones(committed)
     for one in sorted(committed.ids):
         identity = admin_pb2.Identity()
         identity.CopyFrom(attributes(committed.members[one]))
         identity.cluster_id = member.identity.cluster_id
+        identity.zone = where[one]
         shown = answer.members.add(identity=identity, role=_role(member, committed, one))
         state = states.get(one)
         if state is None:

@@ -40,6 +40,7 @@ class Applier:
         metrics: Metrics,
         ahead: Ahead,
         notify: Callable[[Sequence[RevisionEvents]], None],
+        count_origin: Callable[[int, int], None],
     ) -> None:
         self._own_id = own_id
         self._store = store
@@ -49,6 +50,7 @@ class Applier:
         self._metrics = metrics
         self._ahead = ahead
         self._notify = notify
+        self._count_origin = count_origin
         self._compactions: list[tuple[PendingCompaction, int]] = []
         self._removed: frozenset[int] = frozenset()
 
@@ -58,7 +60,7 @@ class Applier:
         """
         committed = self._replica.committed
         store = self._store
-        if not committed:
+        if not committed or self._replica.installing:
             return False
         started = now = monotonic()
         waits = False
@@ -71,12 +73,19 @@ class Applier:
                 break
             committed.popleft()
             self._apply(entry, committed_at)
+            for call_id, error in self._writes.passed(entry.index, entry.term):
+                if call_id != NOBODY:
+                    self._answers.error(call_id, error)
             now = monotonic()
             if now >= deadline:
                 break
         self._metrics.apply_duration.add(now - started)
         self._replica.applied(store.applied_index)
         return bool(committed) and not waits and not store.backpressure
+
+    def restored(self, configuration: Configuration) -> None:
+        """The store holds a snapshot now, with this configuration."""
+        self._removed = configuration.removed
 
     def _apply(self, entry: Entry, committed_at: float) -> None:
         store = self._store
@@ -98,6 +107,7 @@ class Applier:
         else:
             batch = commands.Batch(origin, first_seq, proposal.kinds, proposal.payloads)
             applied = store.apply(entry.index, entry.term, batch, decoded, fetched=fetched)
+        self._count_origin(origin, len(batch.kinds))
         if applied.events:
             self._notify(applied.events)
         if proposal is not None and applied.results is not None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftkv_node.adr.ringlog import RingLog
+from raftkv_node.adr import ALARM_STALLED
+from raftkv_node.pb import admin_pb2
 from raftkv_node.server import versions
-from raftkv_node.server.admin import ring_bytes
+from raftkv_node.server.admin import own_role, ring_bytes
+from raftkv_node.server.members import role_settings
 from raftkv_node.server.metrics import ETCD_BUCKETS, Gauges, Histogram
+from raftkv_node.server.preference import MoveCause
+from raftkv_node.server.roles import Cause, wished_number
 
 if TYPE_CHECKING:
     from raftkv_node.server.member import Member
     from raftkv_node.server.node import Node
 
+_ROLES = {"voter": admin_pb2.ROLE_VOTER, "learner": admin_pb2.ROLE_LEARNER, "standby": admin_pb2.ROLE_STANDBY}
 _LEVELS = ("power", "kernel", "process")
 
 
@@ -21,6 +26,7 @@ class Durations:
 
     def __init__(self) -> None:
         self.commits = Histogram(ETCD_BUCKETS)
+        self.drains = Histogram(ETCD_BUCKETS)
         self.syncs = Histogram(ETCD_BUCKETS)
 
     def drain(self, member: Member) -> None:
@@ -29,6 +35,8 @@ class Durations:
         for _ in range(len(taken)):
             self.commits.add(taken.pop())
         for duration in member.log.take_durations_seconds():
+            self.drains.add(duration)
+        for duration in member.log.take_sync_durations_seconds():
             self.syncs.add(duration)
 
 
@@ -48,6 +56,7 @@ def gauges(node: Node) -> Gauges:
     member = node.member
     if member is not None:
         _consensus(result, member)
+        _roles(result, member)
         _log(result, member)
         _store(result, member)
         _network(result, member, stats)
@@ -79,9 +88,33 @@ def _consensus(result: Gauges, member: Member) -> None:
     result.labelled["raft_replication_lag_entries"] = (("peer",), behind)
 
 
+def _roles(result: Gauges, member: Member) -> None:
+    """Roles of members, and what this one changed of them while it led."""
+    configuration = member.configuration
+    wanted = role_settings(configuration.settings)
+    own = own_role(member)
+    result.labelled["raftkv_role"] = (
+        ("role",),
+        {(name,): float(own == role) for name, role in _ROLES.items()},
+    )
+    result.values["raftkv_voters"] = float(len(configuration.voters))
+    result.values["raftkv_voters_wished"] = float(wished_number(wanted, configuration.ids))
+    result.values["raftkv_standbys"] = float(len(configuration.standbys))
+    promotions, moves = member.changes.promotions, member.moves
+    result.labelled_counters["raftkv_role_changes"] = (
+        ("cause",),
+        {(str(cause),): float(promotions.get(cause, 0)) for cause in Cause},
+    )
+    result.labelled_counters["raftkv_leader_moves"] = (
+        ("cause",),
+        {(str(cause),): float(moves.moved.get(cause, 0)) for cause in MoveCause},
+    )
+    result.counters["raftkv_leader_moves_failed"] = float(moves.failed)
+
+
 def _log(result: Gauges, member: Member) -> None:
     log = member.log
-    stats = log.stats()
+    stats, alarms = log.stats(), log.alarms()
     size, used = ring_bytes(log, member.config)
     _DURATIONS.drain(member)
     result.labelled["adr_durability_level"] = (
@@ -94,11 +127,15 @@ def _log(result: Gauges, member: Member) -> None:
             "adr_ring_used_bytes": float(used),
             "adr_ring_high_watermark_bytes": float(stats["high_watermark_bytes"]),
             "adr_drain_lag_bytes": float(max(0, stats["durable_lsn"] - stats["drained_lsn"])),
-            "adr_drain_lag_seconds": _drain_lag_seconds(member),
+            "adr_drain_lag_seconds": log.lag_seconds(),
+            "adr_drain_stalled": float(ALARM_STALLED in alarms),
+            "adr_degraded": float(bool(alarms)),
+            "adr_drain_last_success_timestamp_seconds": stats["last_drain_unix_milliseconds"] / 1000,
             "adr_log_segments": float(stats["segments"]),
             "adr_log_segment_bytes": float(stats["segment_bytes"]),
             "adr_generation": float(stats["generation"]),
             "adr_unsafe_shutdown_count": float(stats["unsafe_shutdowns"]),
+            "adr_media_badblocks": float(stats["bad_sectors"]),
             "adr_recovery_replayed_entries": float(member.recovered.replayed),
             "adr_recovery_duration_seconds": member.recovered.duration_seconds,
             "adr_recovery_torn_tail_bytes": float(member.recovered.torn_tail_bytes),
@@ -109,17 +146,21 @@ def _log(result: Gauges, member: Member) -> None:
             "adr_log_batches": float(stats["appended_batches"]),
             "adr_log_bytes": float(stats["appended_bytes"]),
             "adr_drain_bytes": float(stats["drained_bytes"]),
-            "adr_drain_errors": float(stats["drain_errors"]),
+            "adr_drain_segments_rebuilt": float(stats["segment_rebuilds"]),
             "adr_ring_full": float(stats["ring_full"]),
+            "adr_ring_backpressure_seconds": stats["backpressure_milliseconds"] / 1000,
+            "adr_ring_wraps": float(stats.get("ring_wraps", 0)),
+            "adr_log_fence": float(stats.get("fences", 0)),
         }
     )
+    result.labelled_counters["adr_drain_errors"] = (
+        ("op",),
+        {(op,): float(stats[f"drain_errors_{op}"]) for op in ("space", "io", "sync")},
+    )
+    result.histograms["adr_drain_duration_seconds"] = _DURATIONS.drains
+    result.histograms["adr_drain_fsync_duration_seconds"] = _DURATIONS.syncs
     result.histograms["etcd_disk_wal_fsync_duration_seconds"] = _DURATIONS.syncs
     result.histograms["etcd_disk_backend_commit_duration_seconds"] = _DURATIONS.commits
-
-
-def _drain_lag_seconds(member: Member) -> float:
-    """Age of what is durable in the buffer but not on disk yet; 0 in disk mode."""
-    return member.log.drain_lag_seconds() if isinstance(member.log, RingLog) else 0.0
 
 
 def _store(result: Gauges, member: Member) -> None:
@@ -153,6 +194,10 @@ def _network(result: Gauges, member: Member, stats: dict[str, int]) -> None:
         for one, link in links.items():
             values[(f"{one:x}",)] = float(stats.get(f"link.{link}.{key}", 0))
         result.labelled_counters[name] = ((label,), values)
+    result.labelled["raftkv_peer_queued_bytes"] = (
+        ("To",),
+        {(f"{one:x}",): float(stats.get(f"link.{link}.queued_bytes", 0)) for one, link in links.items()},
+    )
     own = f"{member.identity.member_id:x}"
     active: dict[tuple[str, ...], float] = {}
     for one in member.peers.known:

@@ -80,6 +80,10 @@ class Identity:
     """The member's log was opened once. A disk that has only this file left has lost a log: it never starts empty."""
     disowned: bool = False
     """A member has said that this disk is older than one that it had seen (M5): a person must look (D10)."""
+    forcing: tuple[int, int] | None = None
+    """The cluster id and member id that this disk is being given (`--force-new-cluster`, force.py)."""
+    forced_from: int = 0
+    """The cluster that this one was made of so; 0: of none."""
     retired: bool = False
     """The operator has ordered the wipe of ring and disk; it may have been interrupted (M10)."""
 
@@ -124,6 +128,8 @@ class Identity:
                 "bindings": {f"{member:016x}": disk.hex() for member, disk in sorted(self.bindings.items())},
                 "begun": self.begun,
                 "disowned": self.disowned,
+                "forcing": [f"{one:016x}" for one in self.forcing or ()],
+                "forced_from": f"{self.forced_from:016x}",
                 "retired": self.retired,
             },
             indent=1,
@@ -165,8 +171,17 @@ class Identity:
             ),
             begun=bool(fields.get("begun", False)),
             disowned=bool(fields.get("disowned", False)),
+            forcing=_pair(fields.get("forcing", [])),
+            forced_from=int(fields.get("forced_from", "0"), 16),
             retired=bool(fields["retired"]),
         )
+
+
+def _pair(ids: list[str]) -> tuple[int, int] | None:
+    if not ids:
+        return None
+    cluster, member = ids
+    return int(cluster, 16), int(member, 16)
 
 
 def save(folder: Path, identity: Identity) -> None:

@@ -106,6 +106,11 @@ class KeySpace:
         else:
             self._to_serve.append((method, reads))
 
+    @property
+    def reads_left(self) -> bool:
+        """Whether reads wait to be answered."""
+        return bool(self._to_serve)
+
     def serve(self, deadline: float) -> bool:
         """Answer reads until none is left or the turn's budget is used; whether some are left. A later state serves a
         read as well as an earlier one that was allowed to."""

@@ -12,6 +12,7 @@ store) ends the process at once with code 72, as a crash would.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import os
@@ -26,16 +27,28 @@ from pathlib import Path
 from time import monotonic
 
 from raftkv_node import _engine
-from raftkv_node.adr import EXIT_CORRUPT, EXIT_MISMATCH, EXIT_PROVEN_LOST, EXIT_UNUSABLE, LogError, LogFailed
-from raftkv_node.adr.ringfile import ring_folder
+from raftkv_node.adr import (
+    EXIT_CORRUPT,
+    EXIT_MISMATCH,
+    EXIT_PROVEN_LOST,
+    EXIT_UNUSABLE,
+    Environment,
+    Files,
+    LogError,
+    LogFailed,
+)
+from raftkv_node.adr import wipe as wipe_log
+from raftkv_node.adr.log import SEGMENT_FOLDER
 from raftkv_node.api.methods import registrations
 from raftkv_node.config import EXIT_USAGE, ConfigError, NodeConfig, flags_help, parse_arguments
 from raftkv_node.raft import Configuration, InvariantViolation, LostLogError
+from raftkv_node.server.force import force, is_due
 from raftkv_node.server.identity import DISOWNED, FILE_NAME, Identity, IdentityError, load_or_format, save
 from raftkv_node.server.log import Logger
 from raftkv_node.server.member import Failure
 from raftkv_node.server.members import founders
 from raftkv_node.server.node import CAPTURED_METADATA, Node
+from raftkv_node.server.peers import DEFERRABLE_FRAMES
 from raftkv_node.server.watches import STREAM_QUEUE_HIGH_BYTES
 from raftkv_node.store.errors import StoreError
 
@@ -46,6 +59,10 @@ GRPC_OVERHEAD_BYTES = 512 << 10
 TRANSFER_SECONDS = 2.0
 DRAIN_SECONDS = 3.0
 GC_FREEZE_SECONDS = 30.0
+KEPT_FREE_BYTES = 32 << 20
+"""Free memory at the end of a heap that the system does not get back, and the largest block that is taken from a heap
+(glibc allows no more)."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 SWITCH_SECONDS = 0.0005
 """How long another thread may keep the turn from running (the interpreter's default is 5 ms)."""
 
@@ -68,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         return _refuse(str(error), EXIT_USAGE)
     logger = Logger(config.log_level, config.log_format)
+    _tune_malloc()
     try:
         node = _start(config, logger)
     except (StartError, LogError) as error:
@@ -102,11 +120,14 @@ def _start(config: NodeConfig, logger: Logger) -> Node | None:
         return None
     if identity.disowned:
         raise StartError(DISOWNED, EXIT_MISMATCH)
-    identity, founding = _identity(config, identity)
+    if is_due(config, identity):
+        identity = force(config, identity, lambda text: print(text, flush=True))
+    identity, founding = identity_of(config, identity)
     engine = _engine.Engine(
         max_message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
         stream_queue_high_bytes=STREAM_QUEUE_HIGH_BYTES,
         capture_metadata=CAPTURED_METADATA,
+        deferrable_frames=DEFERRABLE_FRAMES,
     )
     engine.register_methods(registrations())
     _listen(config, engine)
@@ -136,7 +157,7 @@ def _make_folder(folder: Path) -> None:
         raise StartError(f"the data folder {folder} cannot be written")
 
 
-def _identity(config: NodeConfig, identity: Identity) -> tuple[Identity, Configuration]:
+def identity_of(config: NodeConfig, identity: Identity) -> tuple[Identity, Configuration]:
     """Who the node is: as issued before, or derived from the flags when it is started by hand for the first time."""
     if config.operated and config.number and identity.number not in (0, config.number):
         raise StartError(
@@ -241,6 +262,17 @@ def _run(node: Node, logger: Logger) -> int:
         return _crash(EXIT_FAILED)
 
 
+def _tune_malloc() -> None:
+    """Keep what a large answer was made in for the next one. By default glibc gives such blocks back at once, and a
+    third of a large range's time goes into getting the same pages again, zeroed. Other C libraries are left alone.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018  # no such name: not glibc, and its numbers mean something else
+        library.mallopt(_M_MMAP_THRESHOLD, KEPT_FREE_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
+
+
 def _tune_gc() -> None:
     """Reference counts free nearly everything; full collections would only walk the index, in one long pause."""
     gc.collect()
@@ -295,10 +327,11 @@ def _retire(node: Node, identity: Identity) -> None:
 
 
 def wipe(config: NodeConfig, identity: Identity) -> None:
-    """Removes this member's rings and everything in the data folder, the identity last."""
-    if config.adr_path is not None and identity.issued:
-        shutil.rmtree(ring_folder(config.adr_path, identity.cluster_id, identity.number), ignore_errors=True)
+    """Removes this member's rings, its segments and everything in the data folder, the identity last."""
     folder = config.data_dir
+    if identity.issued:
+        segments = config.adr_drain_dir if config.adr_drain_dir is not None else folder / SEGMENT_FOLDER
+        wipe_log(Files(), folder, segments, config.adr_path, (identity.cluster_id, identity.number), Environment())
     for entry in folder.iterdir():
         if entry.name == FILE_NAME:
             continue

@@ -11,16 +11,20 @@ import random
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
 from typing import Protocol
 
+from raftkv_node.adr import PRESSURE_FULL, PRESSURE_SHRINK, Level, Log, LogOptions, Recovered, Refusal, Refused
 from raftkv_node.adr import Identity as LogIdentity
-from raftkv_node.adr import Level, Log, LogOptions, Recovered, Refusal, Refused
+from raftkv_node.adr.files import Files
 from raftkv_node.config import NodeConfig
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.raft import (
     Configuration,
+    Message,
+    MessageType,
     NotLeaderError,
     ProposalError,
     ProposalReason,
@@ -34,34 +38,48 @@ from raftkv_node.server.ahead import Ahead
 from raftkv_node.server.answers import Answers
 from raftkv_node.server.applier import Applier
 from raftkv_node.server.changes import Changes, refusal
-from raftkv_node.server.hello import OLDER_DISK, RUNS_TWICE, Hello, HelloKind, Judge
+from raftkv_node.server.gate import Electorate, Gate, Reason
+from raftkv_node.server.hello import BOOTSTRAPPED, OLDER_DISK, REMOVED, RUNS_TWICE, Hello, HelloKind, Judge
 from raftkv_node.server.identity import Identity
+from raftkv_node.server.installs import Installs, Prepared
 from raftkv_node.server.log import Logger
 from raftkv_node.server.log import member as shown
 from raftkv_node.server.members import bindings, peer_urls, role_settings, settings
 from raftkv_node.server.metrics import Metrics
-from raftkv_node.server.openings import Openings
+from raftkv_node.server.moves import Moves
+from raftkv_node.server.openings import Openings, Told
 from raftkv_node.server.peers import Peers, PeerTls, Transport, members_frame
 from raftkv_node.server.reads import Reads
-from raftkv_node.server.replica import PRESSURE_FULL, PRESSURE_SHRINK, Replica, initial_state, raft_config
+from raftkv_node.server.replica import Replica, initial_state, raft_config
 from raftkv_node.server.resolver import make_resolver
 from raftkv_node.server.roles import wished_number
+from raftkv_node.server.tickets import Tickets
+from raftkv_node.server.transfers import Transfers
 from raftkv_node.server.watches import StreamTransport, Watches
 from raftkv_node.server.workers import Workers
 from raftkv_node.server.writes import NOBODY, WriteLimits, Writes
-from raftkv_node.store import commands
-from raftkv_node.store.errors import NO_LEADER, STOPPED, EtcdError
+from raftkv_node.store import commands, install
+from raftkv_node.store.errors import NO_LEADER, STOPPED, UNAVAILABLE, EtcdError
+from raftkv_node.store.snapshot import SnapshotSink, SnapshotSource
 from raftkv_node.store.store import Store
 
 MAX_APPLY_GAP = 5000
 """Entries committed but not applied; beyond, new writes are answered with etcd's "too many requests"."""
 APPLY_BUDGET_SECONDS = 0.002
+SEGMENT_BYTES = 64 << 20
+"""Size of the log's segments, but at most a quarter of what the log may keep: it is released by whole segments."""
 PUBLISH_RETRY_SECONDS = 2.0
+COMMIT_NOTICE_SECONDS = 0.002
+"""A commit that no append carries is told after this: a client that writes one thing after the other mostly writes
+again before, and the followers are spared a turn for each of its writes."""
+WAS_REMOVED = EtcdError(UNAVAILABLE, "raftkv: this member was removed from the cluster")
 _CONTEXT = struct.Struct("<Q")
 
 
 class Engine(Transport, StreamTransport, Protocol):
     """The parts of the engine that a member uses."""
+
+    def flush(self) -> None: ...
 
 
 class Failure(Exception):
@@ -88,11 +106,17 @@ class Member:
         self.identity = identity
         self.metrics = metrics
         self._answers = answers
+        self._transport = transport
         self._logger = logger
         self._founders = frozenset(founding.members) - {identity.member_id} if not identity.operated else frozenset()
         self._openings = Openings(
-            config.data_dir, workers.submit, lambda why: logger.warn("openings of members are not kept", reason=why)
+            config.data_dir,
+            workers,
+            self._tell_openings,
+            lambda why: logger.warn("openings of members are not kept", reason=why),
         )
+        self._told = Told()
+        self._heard: dict[int, int] = {}
         self._bindings: Mapping[int, bytes] = MappingProxyType({})
         self._publish_at = 0.0
         self._own_attributes = rpc_pb2.Member(
@@ -100,34 +124,45 @@ class Member:
         ).SerializeToString(deterministic=True)
         self._removed: frozenset[int] = frozenset()
         self._last_leader = 0
+        self._log_alarms: frozenset[str] = frozenset()
+        self._commit_told = 0
+        self.tell_commit_at: float | None = None
+        """When the commit index is to be told to members that nobody waits at."""
+        self._leader_refuses = False
+        """The leader took no proposal lately: the next one is handed over with the next tick, or to the next leader."""
         self.removed_from_cluster = False
         self._leader_lost_at: float | None = monotonic()
         tick = config.heartbeat_interval / 1000
         timeout = config.request_timeout_seconds
         self.log, recovered = Log.open(log_options(config, identity))
         self.recovered: Recovered = recovered
-        self.store = Store.open(
-            config.data_dir / "backend",
-            cluster_id=identity.cluster_id,
-            member_id=identity.member_id,
-            quota_backend_bytes=config.quota_backend_bytes,
-        )
+        self._founds = bool(self._founders) and (recovered.fresh or not self._founders <= identity.bindings.keys())
+        self.gate = Gate(identity.member_id, recovered.ring_proof, config.newest_disk_patience)
+        self._files = Files()
+        if settle_snapshot(self._files, config.data_dir, recovered):
+            index = recovered.snapshot.index if recovered.snapshot is not None else 0
+            logger.info("the installation of a snapshot is finished", index=index)
+        self.store = self._open_store(config.data_dir / install.BACKEND)
         self.raft = Raft(
             raft_config(identity.member_id, config.election_ticks, config.pre_vote, random.SystemRandom().randint),
             initial_state(recovered, self.log, self.store, founding),
         )
+        self._opened_at = self.raft.term, self.raft.durable_index
         self.store.set_term(self.raft.term)
         self.store.set_durable_index(self.raft.durable_index)
         tls = PeerTls(config.peer_cert_file, config.peer_key_file, config.peer_trusted_ca_file)
         self.peers = Peers(
             transport, self, resolver=make_resolver(config.resolver), tls=tls, metrics=metrics, logger=logger
         )
-        self.replica = Replica(self.raft, self.log, self.peers.send, workers, metrics)
+        self.replica = Replica(self.raft, self.log, self.peers.send, workers, metrics, transport.flush)
         self.writes = Writes(
             random.SystemRandom().randrange(1, 1 << 63), WriteLimits(max_batch_bytes=config.max_batch_bytes), timeout
         )
+        self.writes.passed_index = self.store.applied_index
         self.reads = Reads(timeout)
         self.changes = Changes(self.raft, tick, timeout)
+        self.tickets = Tickets(self.raft, self.changes, self._generations)
+        self.moves = Moves(self.raft, tick)
         self.watches = Watches(self.store, transport, workers, metrics)
         self.ahead = Ahead(identity.member_id, self.store, self.writes, workers)
         self.applier = Applier(
@@ -139,10 +174,17 @@ class Member:
             metrics=metrics,
             ahead=self.ahead,
             notify=self.watches.notify,
+            count_origin=self.moves.origins.add,
         )
+        self._founding = founding.encode()
+        self._released = 0
+        self.transfers = Transfers(self.raft, workers, metrics, logger, self._open_source)
+        self.installs = Installs(self.raft, workers, metrics, logger, self)
+        self._release()
         self._configured(self.raft.configuration)
         if not identity.begun:
             self._keep(replace(self.identity, begun=True))
+        self._look_at_gate(monotonic())
 
     def _keep(self, identity: Identity) -> None:
         """Change what the identity file knows beside the ids, durably, before anything depends on it."""
@@ -189,8 +231,24 @@ class Member:
 
     @property
     def may_vote(self) -> bool:
+        """M5, M6: whether this member takes part in consensus at all."""
+        return self.gate.is_open and self._founders_known
+
+    @property
+    def _founds_alone(self) -> bool:
+        """Whether this is the one voter of a cluster in which nobody has stood for election yet: there is no leader to
+        wait for, and an election timeout would only delay the members that are to join."""
+        return self.raft.term == 0 and self.raft.configuration.all_voters == {self.identity.member_id}
+
+    @property
+    def _founders_known(self) -> bool:
         """M6: a founder by hand takes part once all founders have shown their disks."""
         return self._founders <= self.identity.bindings.keys()
+
+    def _generations(self) -> dict[int, int]:
+        """The newest opening of each member's log that was heard of, the own one among them."""
+        heard = {one: generation for one, (generation, _) in self._openings.known.items()}
+        return {**heard, self.identity.member_id: self.log.generation}
 
     def published(self) -> dict[int, rpc_pb2.Member]:
         """What members have published of themselves."""
@@ -207,8 +265,9 @@ class Member:
             to_id,
             self.identity.disk_uuid,
             self.log.generation,
-            int.from_bytes(self.log.nonce[:8], "little"),
+            self._nonce,
             self.identity.peer_url,
+            *self._opened_at,
         )
 
     def refusal(self, hello: Hello) -> str | None:
@@ -221,32 +280,112 @@ class Member:
             self.raft.committed_configuration[1].removed,
             self._bindings,
             self._openings.known,
+            {one: (since, *self.replica.receipts.get(one, (0, 0))) for one, since in self._heard.items()},
         )
         reason = judge.refusal(hello)
+        if reason is None and not self.identity.operated and hello.from_id not in self._bindings:
+            reason = self._bind(hello)
         if reason is None:
+            if self._heard.get(hello.from_id) != hello.generation:
+                self._heard[hello.from_id] = hello.generation
+                self.replica.receipts.pop(hello.from_id, None)
             self._openings.note(hello.from_id, hello.generation, hello.nonce)
-            if not self.identity.operated and hello.from_id not in self._bindings:
-                self._bind(hello)
         return reason
 
-    def _bind(self, hello: Hello) -> None:
-        """M6: keep the disk uuid that a member has shown, before anything depends on it.
+    def _bind(self, hello: Hello) -> str | None:
+        """M6: keep the disk uuid that a member has shown, before anything depends on it; why that cannot be, if so.
 
         By hand nobody else writes it down. A member that lost its disk finds its id again by its URL, but not its
         votes: with another disk it must be added again.
         """
-        waiting = not self.may_vote
+        waiting = not self._founders_known
         known = {**self.identity.bindings, hello.from_id: hello.disk_uuid}
-        self._keep(replace(self.identity, bindings=MappingProxyType(known)))
+        try:
+            self._keep(replace(self.identity, bindings=MappingProxyType(known)))
+        except OSError as error:
+            # a disk that is full, say, ends no member for it: whoever speaks will try again
+            self._logger.warn("a member's disk cannot be noted", id=shown(hello.from_id), reason=error.strerror)
+            return f"member {self.identity.member_id:x} cannot note that disk now ({error.strerror}): try again"
         self._bindings = MappingProxyType({**self._bindings, hello.from_id: hello.disk_uuid})
-        if waiting and self.may_vote:
+        if waiting and self._founders_known:
             self._logger.info("all founders have shown their disks", members=len(self._founders) + 1)
+        return None
 
     def rejected(self, by: int, reason: str) -> None:
-        """M5: whoever has an older disk than one that it has shown ends for good. Raises :class:`Refused` for it."""
+        """A member does not hear this one. M5: whoever has an older disk than one that it has shown ends for good.
+        M4: a member that was removed learns it here, for the entry does not reach it.
+
+        Raises :class:`Refused` for the former.
+        """
         if OLDER_DISK in reason or RUNS_TWICE in reason:
             self._keep(replace(self.identity, disowned=True))
             raise Refused(Refusal.MISMATCH, f"{identities.DISOWNED} (member {by:x} says: {reason})")
+        if BOOTSTRAPPED in reason and self._founds:
+            raise Refused(
+                Refusal.MISMATCH,
+                f"{reason} (says member {by:x}): this disk is new, but the cluster runs; remove the member, add it "
+                "again, and start it with --initial-cluster-state existing",
+            )
+        if REMOVED in reason:
+            self._was_removed()
+
+    def _was_removed(self) -> None:
+        """Serve nobody any more: what this member has only gets older. Watchers are to go on elsewhere."""
+        if not self.removed_from_cluster:
+            self.removed_from_cluster = True
+            self._logger.warn("this member was removed from the cluster")
+            self.watches.abandon(WAS_REMOVED)
+
+    # -- openings (openings.py, gate.py) ------------------------------------------------------------------------------
+
+    def openings(self, asks: bool = False) -> bytes:
+        """What this member has stored of the others' disks, for them to know."""
+        index, committed = self.raft.committed_configuration
+        return Told(asks, index, committed.voters, committed.voters_outgoing, self._openings.stored).encode()
+
+    def _tell_openings(self, asks: bool = False) -> None:
+        frame = self.openings(asks)
+        for one in self.peers.connected:
+            self.peers.tell(one, frame)
+
+    def told(self, by: int, data: bytes) -> None:
+        """A member says what it has stored. Raises :class:`Refused` when that shows that this disk is an older one."""
+        told = Told.decode(data)
+        own = self.identity.member_id
+        current = self.log.generation, self._nonce
+        said = told.openings.get(own)
+        if said is not None and said[0] >= current[0] and said != current:
+            words = OLDER_DISK if said[0] > current[0] else RUNS_TWICE
+            self.rejected(by, f"member {own:x} {words} {said[0]}")
+        if said == current:
+            self.gate.stored_by.add(by)
+        if told.configuration_index >= self._told.configuration_index and told.voters:
+            self._told = told
+        removed = self.raft.committed_configuration[1].removed
+        for one, (generation, nonce) in told.openings.items():
+            if one != own and one not in removed and generation > self._openings.known.get(one, (0, 0))[0]:
+                self._openings.note(one, generation, nonce)
+        if told.asks:
+            self.peers.tell(by, self.openings())
+        self._look_at_gate(monotonic())
+
+    @property
+    def _nonce(self) -> int:
+        return int.from_bytes(self.log.nonce[:8], "little")
+
+    def _look_at_gate(self, now: float) -> None:
+        """M5, M6: open the gate when enough others have stored this opening."""
+        if self.gate.is_open or not self._founders_known:
+            return
+        if self._founds and not self._founders <= self.gate.stored_by:
+            return
+        known: Configuration | Told = self.configuration
+        if self._told.configuration_index > self.raft.configuration_index or not known.voters:
+            known = self._told
+        if not self.gate.look(Electorate(known.voters, known.voters_outgoing), now):
+            return
+        say = self._logger.warn if self.gate.reason == Reason.PATIENCE else self._logger.info
+        say("takes part", reason=self.gate.reason)
 
     def members_frame(self) -> bytes | None:
         """Cluster id and configuration for a node that asks for its own id."""
@@ -257,54 +396,102 @@ class Member:
 
     def receive(self, batches: Sequence[tuple[int, list[bytes]]], now: float) -> None:
         """Frames of other members."""
-        messages = self.peers.receive(batches, now)
+        self.hear(self.peers.receive(batches, now))
+
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Messages of members that were let in. M5: none reaches the core before this member takes part."""
         if messages and self.may_vote:
             self.replica.step(messages)
 
     def tick(self, now: float) -> None:
         """One heartbeat interval has passed."""
         if self.may_vote:
+            if self._founds_alone:
+                self.raft.campaign()
             self.raft.tick()
         self.peers.tick(now)
+        self._openings.write()
+        if not self.gate.is_open:
+            self._look_at_gate(now)
+            self._tell_openings(asks=True)
+        self._leader_refuses = False
         has_leader = self.leader_id != 0
         self._answers.errors(self.writes.expire(now, has_leader))
         self.reads.expire(now)
         self.applier.finish_compactions()
         self.watches.tick(now)
         self._publish(now)
+        self._look_at_log()
+        self.transfers.tick(now)
+        self.installs.tick(now)
+        self._release()
         if self.raft.is_leader:
-            voters = self.changes.adjust_roles(now, self._roles_changed)
-            if voters is not None:
-                self._logger.info("voters are to change", voters=",".join(shown(one) for one in sorted(voters)))
+            self.tickets.tick(now)
+            change = self.changes.adjust_roles(now, self._roles_changed)
+            if change is not None:
+                voters = ",".join(shown(one) for one in sorted(change.voters))
+                self._logger.info("voters are to change", voters=voters, cause=str(change.cause))
+        move = self.moves.tick(self.peers.connected, lambda: not self.changes.changing and not self.tickets.held(now))
+        if move is not None:
+            self._logger.info("the lead is to move", to=shown(move.target), cause=str(move.cause))
         if self._leader_lost_at is not None and now - self._leader_lost_at >= 3 * self.config.election_timeout / 1000:
             self.watches.cancel_without_leader(NO_LEADER)
 
     def advance(self, now: float) -> bool:
         """Everything between what has arrived and the answers; whether work is left for the next turn."""
         self._propose(now)
-        context = self.reads.next_try(now, self.leader_id != 0)
-        if context is not None:
-            self.raft.read_index(context)
+        self.raft.eager = bool(self.writes.pending or self.reads.waiting or self.watches.count)
+        if self.tell_commit_at is not None and now >= self.tell_commit_at:
+            self.raft.tell_commit()
+            self._commit_told = self.raft.commit_index
+        if self.reads.waiting:
+            context = self.reads.next_try(now, self.leader_id != 0)
+            if context is not None:
+                self.raft.read_index(context)
         for ready in self.replica.advance():
             self._take(ready, now)
-        self._stamp()
+        if not (self.replica.committed and self.raft.is_leader):
+            # the leader waits for a follower's acknowledgement, not for what that one applies next; its own clients
+            # come first
+            self._transport.flush()
+        if self.replica.restored is not None:
+            self._install(now)
+        if self.peers.dropped:
+            self._report_dropped()
+        if self.writes.pending:
+            self._stamp()
         self.store.set_durable_index(self.raft.durable_index)
-        more = self.applier.run(monotonic() + APPLY_BUDGET_SECONDS)
+        more = bool(self.replica.committed) and self.applier.run(monotonic() + APPLY_BUDGET_SECONDS)
         if self.raft.has_ready():
             for ready in self.replica.advance():
                 self._take(ready, now)
-            more = more or bool(self.replica.committed)
-        self.reads.serve(self.store.applied_index)
+            more = more or bool(self.replica.committed) or self.raft.has_ready()
+        # Once for each commit index: a member that cannot be told now (its window is full, say) hears it with the next
+        # append or heartbeat. To try again at once would be a turn without end.
+        if self.raft.commit_index == self._commit_told or not self.raft.commit_untold:
+            self.tell_commit_at = None
+        elif self.tell_commit_at is None:
+            self.tell_commit_at = now + COMMIT_NOTICE_SECONDS
+        if self.reads.waiting:
+            self.reads.serve(self.store.applied_index)
         self.changes.settle(now)
         if self.store.compacting:
             more = self.store.background() or more
         self._check()
         return more or (self.writes.may_propose() and self._accepting)
 
+    def _report_dropped(self) -> None:
+        """What was on its way to a member is lost: the core sends it nothing more but one append, until it answers."""
+        for one in self.peers.dropped:
+            self.raft.report_unreachable(one)
+        self.peers.dropped.clear()
+
     @property
     def _accepting(self) -> bool:
-        """Whether proposals can be handed over now."""
-        return self.leader_id != 0 and self.log.pressure() < PRESSURE_FULL
+        """Whether proposals can be handed over now. While the lead is handed over, they wait."""
+        if self.leader_id == 0 or self._leader_refuses or self.raft.transferee:
+            return False
+        return self.log.pressure() < PRESSURE_FULL
 
     @property
     def overloaded(self) -> bool:
@@ -325,7 +512,7 @@ class Member:
                 ref = self.raft.propose(data)
                 writes.appended(proposal, ref.term, ref.index)
             else:
-                proposal.leader_id = self.leader_id
+                proposal.handed_term = self.raft.term
                 self.raft.forward(data, _CONTEXT.pack(proposal.first_seq))
         except ProposalError as error:
             self._fail(writes.refused(proposal.first_seq, refusal(error)))
@@ -344,28 +531,41 @@ class Member:
         for failure in ready.read_failures:
             self.reads.failed(failure.context, failure.reason, now)
         for rejected in ready.rejected_proposals:
-            error = NO_LEADER if rejected.reason == ProposalReason.NO_LEADER else refusal(_rejection(rejected.reason))
-            self._fail(self.writes.refused(_CONTEXT.unpack(rejected.context)[0], error))
+            self._rejected(_CONTEXT.unpack(rejected.context)[0], rejected.reason)
+        for peer in ready.snapshot_requests:
+            self.transfers.wanted(peer, now)
+        for message in ready.snapshot_messages:
+            if message.type == MessageType.SNAPSHOT:
+                self.installs.receive(message, now)
+            else:
+                self.transfers.answered(message, now)
         removed = self.raft.committed_configuration[1].removed
         if removed != self._removed:
             self.peers.refuse_removed(removed - self._removed)
+            self._openings.forget(removed)
             self._removed = removed
-            if self.identity.member_id in removed and not self.removed_from_cluster:
-                self.removed_from_cluster = True
-                self._logger.warn("this member was removed from the cluster")
+            if self.identity.member_id in removed:
+                self._was_removed()
+
+    def _rejected(self, first_seq: int, reason: ProposalReason) -> None:
+        """The leader did not take a proposal; where it leads no more, another soon will."""
+        if reason in (ProposalReason.TRANSFERRING, ProposalReason.NOT_LEADER):
+            self.writes.propose_again(first_seq)
+            self._leader_refuses = True
+        else:
+            error = NO_LEADER if reason == ProposalReason.NO_LEADER else refusal(_rejection(reason))
+            self._fail(self.writes.refused(first_seq, error))
 
     def _leader_may_have_changed(self, state: SoftState, now: float) -> None:
         raft = self.raft
         self.store.set_term(raft.term)
         leads = raft.is_leader
-        self._fail(self.writes.leader_changed(raft.leader_id, raft.term if leads else 0))
+        self._leader_refuses = False
         if state.leader_id:
             if self._last_leader != state.leader_id:
                 self._last_leader = state.leader_id
                 self.metrics.leader_changes += 1
                 self._logger.info("leader", id=shown(state.leader_id), term=state.term, own=leads)
-                if leads:
-                    self.changes.began_to_lead(now)
             self._leader_lost_at = None
         elif self._leader_lost_at is None:
             self._last_leader = 0
@@ -413,6 +613,87 @@ class Member:
         if self.store.failed is not None:
             raise Failure(f"the store failed: {self.store.failed}") from self.store.failed
 
+    def _look_at_log(self) -> None:
+        """Say once that the log is in trouble, of which kind, and that it is well again."""
+        alarms = self.log.alarms()
+        if alarms.keys() == self._log_alarms:
+            return
+        for name in sorted(alarms.keys() - self._log_alarms):
+            self._logger.warn("the log is degraded", alarm=name, reason=alarms[name])
+        for name in sorted(self._log_alarms - alarms.keys()):
+            self._logger.info("the log has recovered", alarm=name)
+        self._log_alarms = frozenset(alarms)
+
+    # -- snapshots and the end of the log -----------------------------------------------------------------------------
+
+    def _open_store(self, folder: Path, start_thread: bool = True) -> Store:
+        return Store.open(
+            folder,
+            cluster_id=self.identity.cluster_id,
+            member_id=self.identity.member_id,
+            quota_backend_bytes=self.config.quota_backend_bytes,
+            start_thread=start_thread,
+        )
+
+    def _open_source(self) -> SnapshotSource:
+        return SnapshotSource(self.store.backend, self.identity.cluster_id, self._founding)
+
+    def open_sink(self) -> SnapshotSink:
+        """On a worker: a place for a snapshot that is received."""
+        map_bytes = self.store.backend.map_bytes
+        return SnapshotSink(self.config.data_dir / install.PARTIAL, self.identity.cluster_id, map_bytes)
+
+    def complete(self, sink: SnapshotSink) -> Prepared:
+        """On a worker: a whole snapshot becomes durable, and is opened."""
+        began = monotonic()
+        snapshot = sink.finish()
+        folder = install.complete(self._files, self.config.data_dir)
+        self.metrics.snapshots.sync_seconds.add(monotonic() - began)
+        return Prepared(snapshot, self._open_store(folder, start_thread=False))
+
+    def discard(self, store: Store) -> None:
+        """On a worker: a snapshot that was made durable is of no use."""
+        store.close(commit=False)
+        install.discard(self.config.data_dir)
+
+    def _install(self, now: float) -> None:
+        """The log is replaced, durably: the store follows at once, and the disk on a worker."""
+        prepared = self.installs.prepared
+        assert prepared is not None and self.replica.restored == prepared.snapshot
+        revision = self.store.revision
+        old = self.store.replace(prepared.store)
+        self.replica.store_replaced()
+        self.applier.restored(prepared.snapshot.configuration)
+        self._fail(self.writes.skipped_to(self.store.applied_index))
+        self.watches.hub.restored(revision)
+
+        def swap() -> None:
+            old.retire()
+            install.swap(self._files, self.config.data_dir)
+
+        self.installs.installed(now, swap)
+
+    def _release(self) -> None:
+        """Let go of what of the log is in a synced commit (D14) and not kept for members that lag.
+
+        A snapshot on its way keeps what follows it, up to as much again: its receiver will ask for that next.
+        """
+        if self.replica.installing or self.installs.swapping:
+            return
+        log, config = self.log, self.config
+        committed = self.store.committed_index
+        below = max(committed + 1 - config.log_retention_entries, log.tail_index(config.log_retention_bytes))
+        sent = self.transfers.lowest_index()
+        if sent is not None:
+            below = max(min(below, sent + 1), log.tail_index(2 * config.log_retention_bytes))
+        below = min(below, committed + 1)
+        if below > 1:
+            log.release(below)
+        released = log.first_index - 1
+        if released > self._released:
+            self._released = released
+            self.raft.entries_released(released)
+
     # -- what it publishes --------------------------------------------------------------------------------------------
 
     def _publish(self, now: float) -> None:
@@ -452,6 +733,7 @@ class Member:
 
     def close(self, clean: bool = True) -> None:
         """D9: the store commits what is durable, the log is drained and marked clean, last."""
+        self.transfers.abandon()
         self.store.close(commit=clean)
         self.log.close(clean)
 
@@ -476,7 +758,15 @@ def log_options(config: NodeConfig, identity: Identity) -> LogOptions:
         adr_size_bytes=config.adr_size,
         drain_dir=config.adr_drain_dir,
         drain_interval_seconds=config.adr_drain_interval,
+        drain_size_bytes=config.adr_drain_size,
         minimum_durability=Level(config.minimum_durability),
+        segment_size_bytes=min(SEGMENT_BYTES, config.log_retention_bytes // 4),
         identity_files=frozenset({identities.FILE_NAME, openings.FILE_NAME}),
         begun=identity.begun,
     )
+
+
+def settle_snapshot(files: Files, data_dir: Path, recovered: Recovered) -> bool:
+    """Before the store is opened: an interrupted installation is finished (true), or comes to nothing."""
+    mark = recovered.snapshot
+    return install.settle(files, data_dir, (mark.index, mark.term) if mark is not None else None)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from raftkv_node.pb import admin_pb2, rpc_pb2
 from raftkv_node.raft import Configuration, initial_configuration
 from raftkv_node.server.identity import Identity, Peer, cluster_id, member_id
+from raftkv_node.server.preference import LeaderPreference
 from raftkv_node.server.roles import RoleSettings
 
 BY_HAND_MAX_VOTERS = 9
@@ -53,6 +54,24 @@ def role_settings(encoded: bytes) -> RoleSettings:
         promote_after_seconds=value.promote_after_milliseconds / 1000,
         leaving=frozenset(value.leaving),
     )
+
+
+def zones(configuration: Configuration) -> dict[int, str]:
+    """Where each member stands: as the operator says in the settings, else as its identity does; empty: unknown."""
+    listed = settings(configuration.settings).zones
+    return {
+        one: listed[one] if one in listed else attributes(encoded).zone
+        for one, encoded in configuration.members.items()
+    }
+
+
+@lru_cache(maxsize=64)
+def leader_preference(encoded: bytes) -> LeaderPreference:
+    """Where the leader is wished; what was never checked and makes no sense is no wish."""
+    try:
+        return LeaderPreference.parse(settings(encoded).leader_preference)
+    except ValueError:
+        return LeaderPreference()
 
 
 def peer_urls(configuration: Configuration, own_id: int) -> dict[int, str]:

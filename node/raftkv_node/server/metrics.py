@@ -71,6 +71,39 @@ class MethodCounters:
         self.handled: dict[int, int] = {}
 
 
+SNAPSHOT_BUCKETS = tuple(0.1 * 2**power for power in range(10))
+
+
+class SnapshotMetrics:
+    """Snapshots sent and received, by member."""
+
+    def __init__(self) -> None:
+        self.sending: dict[int, int] = {}
+        self.receiving: dict[int, int] = {}
+        self.installing = 0
+        self.sent: dict[int, int] = {}
+        self.send_failures: dict[int, int] = {}
+        self.send_seconds: dict[int, Histogram] = {}
+        self.received: dict[int, int] = {}
+        self.receive_failures: dict[int, int] = {}
+        self.receive_seconds: dict[int, Histogram] = {}
+        self.install_seconds = Histogram(SNAPSHOT_BUCKETS)
+        """From the first piece to the new state."""
+        self.sync_seconds = Histogram(SNAPSHOT_BUCKETS)
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    def count(self, counts: dict[int, int], peer: int) -> None:
+        """One more for a member."""
+        counts[peer] = counts.get(peer, 0) + 1
+
+    def took(self, durations: dict[int, Histogram], peer: int, seconds: float) -> None:
+        """A transfer from or to a member took so long."""
+        if peer not in durations:
+            durations[peer] = Histogram(SNAPSHOT_BUCKETS)
+        durations[peer].add(seconds)
+
+
 class Metrics:
     """Everything the turn counts."""
 
@@ -100,6 +133,7 @@ class Metrics:
         self.learner_promote_successes = 0
         self.health_success = 0
         self.health_failures = 0
+        self.snapshots = SnapshotMetrics()
 
     def method(self, method_id: int) -> MethodCounters:
         counters = self.methods.get(method_id)
@@ -157,6 +191,7 @@ class Collector(PrometheusCollector):
     def collect(self) -> Iterator[Metric]:
         yield from self._histograms()
         yield from self._counters()
+        yield from self._snapshots()
         yield from self._grpc()
         yield from _gauge_families(self._gauges())
         yield from _process()
@@ -214,6 +249,51 @@ class Collector(PrometheusCollector):
         for peer, number in list(metrics.peer_sent_failures.items()):
             failures.add_metric([f"{peer:x}"], number)
         yield failures
+
+    def _snapshots(self) -> Iterator[Metric]:
+        """etcd's names, to the letter: some of its counters have no ``_total``, which only a gauge can leave out."""
+        snapshots = self._metrics.snapshots
+        for label, kind, inflight, succeeded, failed, seconds in (
+            ("To", "send", snapshots.sending, snapshots.sent, snapshots.send_failures, snapshots.send_seconds),
+            (
+                "From",
+                "receive",
+                snapshots.receiving,
+                snapshots.received,
+                snapshots.receive_failures,
+                snapshots.receive_seconds,
+            ),
+        ):
+            for name, text, values in (
+                ("inflights_total", "Snapshots on their way.", inflight),
+                ("success", "Snapshots that arrived.", succeeded),
+                ("failures", "Snapshots that did not arrive.", failed),
+            ):
+                family = GaugeMetricFamily(f"etcd_network_snapshot_{kind}_{name}", text, labels=[label])
+                for peer, value in list(values.items()):
+                    family.add_metric([f"{peer:x}"], value)
+                yield family
+            durations = HistogramMetricFamily(
+                f"etcd_network_snapshot_{kind}_total_duration_seconds", "Time of a transfer.", labels=[label]
+            )
+            for peer, histogram in list(seconds.items()):
+                durations.add_metric([f"{peer:x}"], histogram.buckets(), histogram.total)
+            yield durations
+        yield GaugeMetricFamily(
+            "etcd_server_snapshot_apply_in_progress_total",
+            "1 while a received snapshot is put into the place of the backend.",
+            value=snapshots.installing,
+        )
+        yield _histogram(
+            "etcd_snap_db_save_total_duration_seconds",
+            "From a snapshot's first piece to its use.",
+            snapshots.install_seconds,
+        )
+        yield _histogram(
+            "etcd_snap_db_fsync_duration_seconds", "The last sync of a received snapshot.", snapshots.sync_seconds
+        )
+        for name, value in (("sent", snapshots.sent_bytes), ("received", snapshots.received_bytes)):
+            yield CounterMetricFamily(f"raftkv_snapshot_{name}_bytes", f"Bytes of snapshots {name}.", value=value)
 
     def _grpc(self) -> Iterator[Metric]:
         labels = ["grpc_type", "grpc_service", "grpc_method"]

@@ -31,7 +31,7 @@ from raftkv_node.server.identity import Identity
 from raftkv_node.server.kv import KeySpace
 from raftkv_node.server.log import Logger
 from raftkv_node.server.log import member as shown
-from raftkv_node.server.member import Failure, Member
+from raftkv_node.server.member import WAS_REMOVED, Failure, Member
 from raftkv_node.server.metrics import Collector, MethodName, Metrics
 from raftkv_node.server.probes import Probes
 from raftkv_node.server.workers import Workers
@@ -50,11 +50,14 @@ _HAS_LEADER, _AUTHORIZATION = 0, 1
 WORKER_THREADS = 2
 FULL_BUFFER_POLL_SECONDS = 0.005
 """How often a full log buffer is tried again."""
+DEFERRED_SECONDS = 0.002
+"""How long acknowledgements that can commit nothing wait for more, at most; a member that lags is sent more then."""
+MAX_DEFERRED_FRAMES = 1000
+"""So many of them do not wait any longer."""
 READ_BUDGET_SECONDS = 0.001
 """Time for reads in a turn; more of them wait for the next one."""
 NOT_OPEN = EtcdError(UNAVAILABLE, "raftkv: the cluster is not open to clients yet")
 NOT_STARTED = EtcdError(UNAVAILABLE, "raftkv: this node has no identity yet")
-WAS_REMOVED = EtcdError(UNAVAILABLE, "raftkv: this member was removed from the cluster")
 
 INTERNAL_FAULT = EtcdError(INTERNAL, "raftkv: this request met an error in the node; its log has more")
 REQUEST_FAULTS = (ArithmeticError, AttributeError, DecodeError, LookupError, TypeError, ValueError)
@@ -146,6 +149,8 @@ class Node:
             cluster=shown(self.identity.cluster_id),
             durability=member.log.level,
             medium=member.log.medium,
+            row=recovered.row,
+            generation=recovered.generation,
             last_index=recovered.last_index,
             applied=member.store.applied_index,
             replayed=recovered.replayed,
@@ -170,13 +175,12 @@ class Node:
 
     def turn(self) -> None:
         """One turn; the design's law."""
-        timeout = 0.0 if self._work_left else max(0.0, self._next_tick - monotonic())
-        if self.member is not None and self.member.replica.blocked:
-            timeout = min(timeout, FULL_BUFFER_POLL_SECONDS)
-        batch = self.engine.poll(timeout)
+        batch = self._poll()
         started = monotonic()
         if batch:
             self._take(batch, started)
+            if self._cancelled:
+                self._forget_cancelled()
         if self.workers.done or self.workers.failures:
             self._workers_done()
         if started >= self._next_tick:
@@ -188,13 +192,28 @@ class Node:
             if member.peers.responses:
                 self.cluster.take_responses()
             self._work_left = member.advance(started)
-            self._work_left = self.key_space.serve(monotonic() + READ_BUDGET_SECONDS) or self._work_left
+            if self.key_space.reads_left:
+                self._work_left = self.key_space.serve(monotonic() + READ_BUDGET_SECONDS) or self._work_left
         self.answers.flush()
         if member is not None:
             member.watches.flush()
         if batch:
             self.metrics.turns += 1
             self.metrics.turn.add(monotonic() - started)
+
+    def _poll(self) -> _engine.Batch:
+        """Wait for what this turn is about. Acknowledgements that can commit nothing yet wait for others, or for
+        anything else that comes."""
+        timeout = 0.0 if self._work_left else max(0.0, self._next_tick - monotonic())
+        member = self.member
+        if member is None:
+            return self.engine.poll(timeout)
+        if member.replica.blocked:
+            timeout = min(timeout, FULL_BUFFER_POLL_SECONDS)
+        if member.tell_commit_at is not None:
+            timeout = min(timeout, max(0.0, member.tell_commit_at - monotonic()))
+        awaited = min(member.raft.missing_acknowledgements(), MAX_DEFERRED_FRAMES)
+        return self.engine.poll(timeout, max(0, awaited - 1), DEFERRED_SECONDS)
 
     def _take(self, batch: _engine.Batch, now: float) -> None:
         for method, call_ids, messages, metadata in batch.unary:
@@ -216,14 +235,17 @@ class Node:
                     raise
                 self._fault(error, event[0])
                 self._end_faulty(event)
-        if self._cancelled and self.member is not None:
-            self.member.writes.cancel(self._cancelled)
-        self._cancelled.clear()
         if batch.peer:
             if self.member is not None:
                 self.member.receive(batch.peer, now)
             elif self._discovery is not None:
                 self._discovered(self._discovery, self._discovery.receive(batch.peer))
+
+    def _forget_cancelled(self) -> None:
+        """Nobody waits any more for these calls."""
+        if self.member is not None:
+            self.member.writes.cancel(self._cancelled)
+        self._cancelled.clear()
 
     def _fault(self, error: Exception, number: int) -> None:
         """A request has met a fault of ours: say where. Its caller gets INTERNAL, and everybody else is served on."""

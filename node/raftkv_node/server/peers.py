@@ -6,10 +6,12 @@ except that an answer to a member it has no working link to takes the way that t
 A frame is a kind (one byte) and a body:
 
     RAFT      raft messages, each with its length (u32)
+    ACKS      the same, and all of them are acknowledgements: the receiver may let them wait for each other
     REQUEST   id u64 | method u16 | message        a client's request for the leader, from a member that is not
     RESPONSE  id u64 | gRPC status u8 | message, or the error's text
     PING      8 bytes that come back as PONG
     MEMBERS   cluster id u64 | the configuration    the answer to an ASKING hello
+    OPENINGS  who votes, and what is stored of the members' disks (openings.py)
 
 All integers little-endian. A frame that makes no sense closes the link that it came from.
 """
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 
 from raftkv_node import _engine
 from raftkv_node.config import parse_url
-from raftkv_node.raft import Message, MessageError, decode_message, encode_message
+from raftkv_node.raft import Flag, Message, MessageError, MessageType, decode_message, encode_message
 from raftkv_node.server.hello import Hello, HelloError, HelloKind
 from raftkv_node.server.log import Logger, member
 from raftkv_node.server.metrics import ROUND_TRIP_BUCKETS, Histogram, Metrics
@@ -36,6 +38,9 @@ _REQUEST = struct.Struct("<QH")
 _RESPONSE = struct.Struct("<QB")
 _CLUSTER = struct.Struct("<Q")
 PING_INTERVAL_SECONDS = 5.0
+REFUSALS_REPEATED_SECONDS = 60.0
+"""A refusal is logged once in so long: whoever is refused tries again many times a second."""
+MAX_REFUSALS_KEPT = 1000
 
 
 class FrameKind(IntEnum):
@@ -47,9 +52,14 @@ class FrameKind(IntEnum):
     PING = 4
     PONG = 5
     MEMBERS = 6
+    OPENINGS = 7
+    ACKS = 8
 
 
-_RAFT = bytes((FrameKind.RAFT,))
+_RAFT, _ACKS = bytes((FrameKind.RAFT,)), bytes((FrameKind.ACKS,))
+_WITH_MESSAGES = frozenset((_RAFT, _ACKS))
+DEFERRABLE_FRAMES = (int(FrameKind.ACKS),)
+"""For the engine's ``deferrable_frames``."""
 
 
 class ForwardedRequest(NamedTuple):
@@ -119,6 +129,12 @@ class Introduction(Protocol):
     def rejected(self, by: int, reason: str) -> None:
         """A member does not hear this node."""
 
+    def openings(self) -> bytes:
+        """What this node has stored of the members' disks (:class:`Told`)."""
+
+    def told(self, by: int, data: bytes) -> None:
+        """What a member says that it has stored. Raises :class:`HelloError` for nonsense."""
+
     def members_frame(self) -> bytes | None:
         """Cluster id and configuration for a node that asks for its own id; None: not known yet."""
 
@@ -147,12 +163,18 @@ class Peers:
         self._link_of: dict[int, int] = {}
         self._inbound: dict[int, int] = {}
         self._inbound_of: dict[int, int] = {}
+        self._generation_of: dict[int, int] = {}
+        """Connection, of either kind, to the opening of the log that the speaker at its end lives on."""
         self._way: dict[int, int] = {}
         self._urls: dict[int, str] = {}
         self._unreachable: dict[int, str] = {}
         self._next_ping = 0.0
+        self._refusals: set[str] = set()
+        self._forget_refusals: float | None = None
         self.requests: list[ForwardedRequest] = []
         self.responses: list[ForwardedResponse] = []
+        self.dropped: set[int] = set()
+        """Members that messages were lost to: their queue is full, or the way to them is gone. The core is to know."""
 
     # -- who is connected ---------------------------------------------------------------------------------------------
 
@@ -219,15 +241,36 @@ class Peers:
         link_id = self._link_of.pop(member_id, None)
         if link_id is not None:
             del self._links[link_id]
+            self._generation_of.pop(link_id, None)
             self._transport.peer_disconnect(link_id)
             self._choose_way(member_id)
 
     def refuse_removed(self, removed: Iterable[int]) -> None:
         """Close what is still open from members whose removal is now committed here (M4)."""
         for member_id in removed:
-            inbound = self._inbound_of.get(member_id)
-            if inbound is not None:
-                self._transport.peer_disconnect(inbound)
+            for connection in self._inbound_from(member_id):
+                self._transport.peer_disconnect(connection)
+
+    def _inbound_from(self, member_id: int) -> list[int]:
+        """All connections that a member has made: an earlier one may not have ended yet."""
+        return [connection for connection, speaker in self._inbound.items() if speaker == member_id]
+
+    def _heard_anew(self, connection: int, hello: Hello) -> None:
+        """M5: a member was let in; what an earlier opening of its disk has still under way is not heard any more.
+
+        Where a disk was copied and both run, the older process may have voted in a term in which the newer one, which
+        does not know it, votes otherwise. It is told soon that it is the older one (`Member.told`), but what it sent
+        before that must not count beside what the newer one sends.
+        """
+        member_id = hello.from_id
+        self._generation_of[connection] = hello.generation
+        for other in self._inbound_from(member_id):
+            if self._generation_of[other] < hello.generation:
+                self._transport.peer_disconnect(other)
+                self._closed(other)
+        link_id = self._link_of.get(member_id)
+        if link_id is not None and self._generation_of.get(link_id, hello.generation) < hello.generation:
+            self._drop_link(member_id)
 
     def _choose_way(self, member_id: int) -> None:
         """Send by the own link when it is up, else by the connection that the member made."""
@@ -236,8 +279,8 @@ class Peers:
             self._way[member_id] = link_id
         elif member_id in self._inbound_of:
             self._way[member_id] = self._inbound_of[member_id]
-        else:
-            self._way.pop(member_id, None)
+        elif self._way.pop(member_id, None) is not None:
+            self.dropped.add(member_id)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -254,6 +297,7 @@ class Peers:
                 self._up(connection, link, event[2])
             elif kind == _engine.EV_PEER_DOWN:
                 link.up = False
+                self._generation_of.pop(connection, None)
                 self._choose_way(link.member_id)
                 self._log.info("peer link is down", peer=member(link.member_id), url=link.url)
             elif kind == _engine.EV_PEER_REJECTED:
@@ -284,13 +328,24 @@ class Peers:
         self._transport.peer_accept(connection, self._introduction.hello(hello.from_id).encode())
         self._inbound[connection] = hello.from_id
         self._inbound_of[hello.from_id] = connection
+        self._heard_anew(connection, hello)
         self._choose_way(hello.from_id)
+        self.tell(hello.from_id, self._introduction.openings())
 
     def _refuse(self, connection: int, reason: str, address: str) -> None:
         self._transport.peer_reject(connection, reason.encode())
-        self._log.warn("peer is not heard", address=address, reason=reason)
+        if self._is_news(reason):
+            self._log.warn("peer is not heard", address=address, reason=reason)
+
+    def _is_news(self, reason: str) -> bool:
+        """Whether a refusal was not logged lately."""
+        if reason in self._refusals or len(self._refusals) >= MAX_REFUSALS_KEPT:
+            return False
+        self._refusals.add(reason)
+        return True
 
     def _closed(self, connection: int) -> None:
+        self._generation_of.pop(connection, None)
         member_id = self._inbound.pop(connection, None)
         if member_id is not None and self._inbound_of.get(member_id) == connection:
             del self._inbound_of[member_id]
@@ -305,18 +360,26 @@ class Peers:
         except HelloError as error:
             refusal = str(error)
         if refusal is not None:
-            self._log.warn("peer link is given up", peer=member(link.member_id), url=link.url, reason=refusal)
+            if self._is_news(f"{link.url} {refusal}"):
+                self._log.warn("peer link is given up", peer=member(link.member_id), url=link.url, reason=refusal)
             self._drop_link(link.member_id)
             return
         link.up = True
         link.last_refusal = ""
+        self._heard_anew(link_id, hello)
         self._choose_way(link.member_id)
         self._log.info("peer link is up", peer=member(link.member_id), url=link.url)
+        self.tell(link.member_id, self._introduction.openings())
 
     def tick(self, now: float) -> None:
         """Resolve names again where links are down; measure round trips now and then."""
         if any(member_id not in self._way or member_id not in self._link_of for member_id in self._urls):
             self._connect_missing()
+        if self._refusals and self._forget_refusals is None:
+            self._forget_refusals = now + REFUSALS_REPEATED_SECONDS
+        elif self._forget_refusals is not None and now >= self._forget_refusals:
+            self._refusals.clear()
+            self._forget_refusals = None
         if now >= self._next_ping:
             self._next_ping = now + PING_INTERVAL_SECONDS
             frame = bytes((FrameKind.PING,)) + struct.pack("<d", now)
@@ -333,11 +396,11 @@ class Peers:
                 continue
             try:
                 for frame in frames:
-                    if frame[:1] == _RAFT:
+                    if frame[:1] in _WITH_MESSAGES:
                         _take_messages(frame, sender, messages)
                     else:
                         self._take_other(connection, sender, frame, now)
-            except (MessageError, struct.error, IndexError) as error:
+            except (MessageError, HelloError, struct.error, IndexError) as error:
                 self._log.warn("peer sent a frame that makes no sense", peer=member(sender), error=str(error))
                 self._hang_up(connection, sender)
         return messages
@@ -369,25 +432,39 @@ class Peers:
             if sender not in trips:
                 trips[sender] = Histogram(ROUND_TRIP_BUCKETS)
             trips[sender].add(now - struct.unpack("<d", frame[1:])[0])
+        elif kind == FrameKind.OPENINGS:
+            self._introduction.told(sender, frame[1:])
         else:
             raise MessageError(f"frame kind {kind} is not known")
 
     def send(self, messages: Sequence[Message]) -> None:
         """Send raft messages; what cannot be sent is lost, as on any network."""
         frames: dict[int, list[bytes]] = {}
+        way = self._way
         for message in messages:
+            if message.to not in way:
+                self.dropped.add(message.to)
+                continue
             data = encode_message(message)
             parts = frames.get(message.to)
             if parts is None:
-                parts = frames[message.to] = [_RAFT]
+                parts = frames[message.to] = [_ACKS]
+            if message.type != MessageType.APPEND_RESPONSE or message.flags & Flag.REJECT:
+                parts[0] = _RAFT
             parts += (_LENGTH.pack(len(data)), data)
-        way = self._way
-        queued = [(way[to], b"".join(parts)) for to, parts in frames.items() if to in way]
+        queued = [(way[to], b"".join(parts)) for to, parts in frames.items()]
         for (connection, _), size in zip(queued, self._transport.peer_send(queued), strict=True):
             if size < 0:
                 sender = self._sender(connection) or 0
+                self.dropped.add(sender)
                 failures = self._metrics.peer_sent_failures
                 failures[sender] = failures.get(sender, 0) + 1
+
+    def tell(self, to: int, openings: bytes) -> None:
+        """Tell a member what is stored here; what cannot be sent is asked for again by whoever waits for it."""
+        connection = self._way.get(to)
+        if connection is not None:
+            self._transport.peer_send([(connection, bytes((FrameKind.OPENINGS,)) + openings)])
 
     def forward(self, to: int, request_id: int, method: int, message: bytes) -> bool:
         """Hand a client's request to a member; whether it was queued."""
@@ -404,7 +481,7 @@ class Peers:
 
 
 def _take_messages(frame: bytes, sender: int, messages: list[Message]) -> None:
-    """Append the messages of a RAFT frame. A member speaks for itself only: its hello proved nothing of others (M4)."""
+    """Append the messages of a frame. A member speaks for itself only: its hello proved nothing of others (M4)."""
     offset, end = 1, len(frame)
     while offset < end:
         (length,) = _LENGTH.unpack_from(frame, offset)

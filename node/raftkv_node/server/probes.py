@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from raftkv_node.adr import ALARM_FULL
 from raftkv_node.api.http import (
     HealthQuery,
     HttpReply,
@@ -94,7 +95,8 @@ class Probes:
         if member is None or not member.opened:
             answer("NOT OPEN")
             return
-        reason = alarm_reason((), query.exclude)
+        # Reads go on with a full log buffer, writes do not: that, and no less, is this member's bad health.
+        reason = alarm_reason(member.log.alarms().keys() & {ALARM_FULL}, query.exclude)
         if reason or query.serializable:
             answer(reason)
         elif not member.leader_id:

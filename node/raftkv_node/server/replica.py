@@ -17,7 +17,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from raftkv_node._engine import RingFull
-from raftkv_node.adr import Log, Record, Recovered, Refusal, Refused, records
+from raftkv_node.adr import PRESSURE_FULL, Log, Record, Recovered, Refusal, Refused, records
 from raftkv_node.raft import (
     Config,
     Configuration,
@@ -28,6 +28,7 @@ from raftkv_node.raft import (
     MessageType,
     Raft,
     Ready,
+    Snapshot,
 )
 from raftkv_node.raft import HardState as RaftHardState
 from raftkv_node.server.metrics import Metrics
@@ -39,10 +40,6 @@ WINDOW_BYTES = 16 << 20
 WINDOW_ENTRIES = 20_000
 """The same bound in entries."""
 COMPACT_EVERY_ENTRIES = 1_000
-PRESSURE_SHRINK = 0.75
-"""D6: with the log buffer this full, entries are made smaller."""
-PRESSURE_FULL = 0.9
-"""D6: with the log buffer this full, proposals wait and appends of a leader are not taken."""
 
 
 class Fetched(NamedTuple):
@@ -63,22 +60,30 @@ class Replica:
         send: Callable[[Sequence[Message]], None],
         workers: Workers,
         metrics: Metrics,
+        flush: Callable[[], None] = lambda: None,
     ) -> None:
         self.raft = raft
         self.log = log
         self._send = send
+        self._flush = flush
         self._workers = workers
         self._metrics = metrics
         self._lazy_hard_state: RaftHardState | None = None
+        self._written_commit = raft.commit_index
         self._unflushed: deque[tuple[int, int, Sequence[Message]]] = deque()
         self._fetched: deque[Fetched | int] = deque()
         self._blocked: tuple[Ready, list[Record]] | None = None
+        self._restoring: tuple[int, Snapshot] | None = None
+        self.restored: Snapshot | None = None
+        """A snapshot that has replaced the log, durably: the store is to take it over."""
         self.committed: deque[tuple[Entry, float]] = deque()
         """Entries to apply, in order, and when they were known to be committed."""
         self.append_began = self.durable_at = 0.0
         """When the latest append began, and when the latest Ready became durable."""
         self.acknowledged_index = 0
         """Highest index of the own log that another member has acknowledged."""
+        self.receipts: dict[int, tuple[int, int]] = {}
+        """By member the newest (term, index) that it has promised since its last hello: it was durable there (M5)."""
 
     # -- input --------------------------------------------------------------------------------------------------------
 
@@ -87,30 +92,47 @@ class Replica:
         raft = self.raft
         full = self.log.pressure() >= PRESSURE_FULL
         for message in messages:
-            before = raft.commit_index
             if message.type == MessageType.APPEND_RESPONSE:
+                before = raft.commit_index
                 raft.step(message)
-                if not message.reject and message.index > self.acknowledged_index:
-                    self.acknowledged_index = message.index
+                if not message.reject:
+                    self._note_receipt(message)
+                    self.acknowledged_index = max(self.acknowledged_index, message.index)
                 if raft.commit_index != before:
                     completed = self._metrics.quorum_completed
                     completed[message.sender] = completed.get(message.sender, 0) + 1
             elif not (full and message.type == MessageType.APPEND and message.entries.items):
                 raft.step(message)
+                if message.type == MessageType.VOTE_RESPONSE and not message.reject:
+                    self._note_receipt(message)
+
+    def _note_receipt(self, message: Message) -> None:
+        """A promise was received: its sender had it durably."""
+        promise = (message.term, message.index)
+        if promise > self.receipts.get(message.sender, (0, 0)):
+            self.receipts[message.sender] = promise
 
     # -- output -------------------------------------------------------------------------------------------------------
 
     def advance(self) -> list[Ready]:
         """Work off what the core has to say; returns it for what concerns others (reads, configuration, leader)."""
-        self._take_fetched()
-        self._take_flushed()
+        if self._fetched:
+            self._take_fetched()
+        if self._unflushed:
+            self._take_flushed()
         raft = self.raft
         taken: list[Ready] = []
-        while self._unblock() and raft.has_ready():
+        while (self._blocked is None or self._unblock()) and raft.has_ready():
             ready = raft.ready()
             taken.append(ready)
             if ready.messages:
                 self._send(ready.messages)
+                if ready.entries:
+                    self._flush()  # the others append while this one does
+            if ready.snapshot is not None:
+                # what was to be applied is in it; what follows waits for it
+                self.committed.clear()
+                self._restoring = (ready.number, ready.snapshot)
             if ready.committed_entries:
                 now = monotonic()
                 self.committed.extend([(entry, now) for entry in ready.committed_entries])
@@ -128,8 +150,13 @@ class Replica:
             return True
         batch = []
         if self._lazy_hard_state is not None:
-            batch.append(records.hard_state(*self._lazy_hard_state))
-            self._lazy_hard_state = None
+            term, vote, commit = self._lazy_hard_state
+            self._written_commit = ready.commit_in_front(commit, self._written_commit)
+            batch.append(records.hard_state(term, vote, self._written_commit))
+            if self._written_commit == commit:
+                self._lazy_hard_state = None
+        if ready.snapshot is not None:
+            batch.append(records.snapshot(ready.snapshot.term, ready.snapshot.index))
         batch += [records.entry(one.term, one.index, one.type, one.data) for one in ready.entries]
         if ready.configuration is not None:
             index, configuration = ready.configuration
@@ -198,6 +225,19 @@ class Replica:
         if messages:
             self._send(messages)
         self.raft.persisted(number)
+        if self._restoring is not None and number >= self._restoring[0]:
+            self.restored, self._restoring = self._restoring[1], None
+
+    @property
+    def installing(self) -> bool:
+        """Whether a snapshot has replaced the log, and not yet the store: nothing is applied meanwhile."""
+        return self._restoring is not None or self.restored is not None
+
+    def store_replaced(self) -> None:
+        """The store has taken the snapshot over."""
+        assert self.restored is not None
+        self.raft.applied(self.restored.index)
+        self.restored = None
 
     # -- applied ------------------------------------------------------------------------------------------------------
 
@@ -228,14 +268,11 @@ class Replica:
 
     def _read(self, request: FetchRequest) -> Fetched:
         first = request.first
-        wanted_from = max(1, first - 1)
-        stored = self.log.read_entries(wanted_from, self.log.last_index + 1, request.max_bytes + (1 << 16))
+        previous_term = self.log.term(first - 1) or 0 if first > 1 else 0
+        if first > 1 and not previous_term:
+            raise LookupError(f"entry {first - 1} is not in the log any more")
+        stored = self.log.read_entries(first, self.log.last_index + 1, request.max_bytes)
         entries = [Entry(one.term, one.index, one.kind, one.payload) for one in stored]
-        previous_term = 0
-        if first > 1:
-            if not entries or entries[0].index != first - 1:
-                raise LookupError(f"entry {first - 1} is not in the log any more")
-            previous_term = entries.pop(0).term
         if not entries:
             raise LookupError(f"entry {first} is not in the log")
         return Fetched(request, previous_term, entries)
@@ -298,4 +335,5 @@ def raft_config(
         election_ticks=election_ticks,
         pre_vote=pre_vote,
         apply_before_durable=True,
+        lazy_commit=True,
     )

@@ -40,6 +40,11 @@ class Watches:
         self._calls: dict[WatchStream, int] = {}
         self._needing_leader: set[int] = set()
 
+    @property
+    def count(self) -> int:
+        """Streams that are open."""
+        return len(self._streams)
+
     def notify(self, events: Sequence[RevisionEvents]) -> None:
         """Tell watchers what was applied."""
         self.hub.publish(events)

@@ -2,7 +2,13 @@
 
 What one turn accepts travels as one entry. The requests of an entry are numbered consecutively from its first sequence,
 which starts at a random number in each life of the process, so that an entry of an earlier life finds nobody waiting.
-A proposal is handed over once and never again (M16): when its fate can no longer be known, its callers are told so.
+
+A proposal whose fate is unknown is never handed over again (M16). Its fate is known when it is applied; when the leader
+has refused it; or when an entry of a later term than it was handed over in is applied here, and it was not applied
+before. For a leader takes proposals in its own term only, and terms never fall along the log: it is not in it, and
+never will be. What is so known to be lost waits to be proposed again, as if it had just come; a change of the leader is
+to its callers a delay, and most often not even that, because the new leader has it in its log. Where entries are passed
+over (a snapshot has their effect), what was handed over before is of unknown fate for ever, and its callers are told.
 
 Holding new writes back while some entries are on their way makes entries larger just when the machine is busy, and
 costs an idle one nothing.
@@ -63,8 +69,18 @@ class Proposal:
     term: int = 0
     """Where it stands in the own log; 0: it was forwarded."""
     index: int = 0
-    leader_id: int = 0
-    """The leader that it was handed to."""
+    handed_term: int = 0
+    """The term in which it was handed over: that of its entry, if it ever becomes one."""
+
+    def groups(self) -> list[tuple[int, list[int], list[bytes]]]:
+        """Its requests, those of one kind together that stand together."""
+        result: list[tuple[int, list[int], list[bytes]]] = []
+        for kind, call_id, payload in zip(self.kinds, self.call_ids, self.payloads, strict=True):
+            if not result or result[-1][0] != kind:
+                result.append((kind, [], []))
+            result[-1][1].append(call_id)
+            result[-1][2].append(payload)
+        return result
 
 
 Errors = list[tuple[int, EtcdError]]
@@ -86,6 +102,8 @@ class Writes:
         self._by_index: deque[Proposal] = deque()
         self.pending = 0
         """Requests that are proposed and not answered."""
+        self.passed_index = 0
+        """The last entry that was applied here."""
 
     def accept(self, kind: int, call_ids: list[int], payloads: list[bytes], now: float) -> Errors:
         """Queues writes of one kind; returns those that there is no room for."""
@@ -154,6 +172,7 @@ class Writes:
     def appended(self, proposal: Proposal, term: int, index: int) -> None:
         """The own log has the entry there: this member leads."""
         proposal.term, proposal.index = term, index
+        proposal.handed_term = term
         self._by_index.append(proposal)
 
     def appended_entries(self) -> Iterable[Proposal]:
@@ -180,16 +199,36 @@ class Writes:
         proposal = self.settle(first_seq)
         return [] if proposal is None else [(call_id, error) for call_id in proposal.call_ids]
 
-    def leader_changed(self, leader_id: int, own_term: int) -> Errors:
-        """Give up what was handed to a leader that no longer leads: its fate cannot be known in time."""
-        lost = [
-            one
-            for one in self._in_flight.values()
-            if (one.leader_id != leader_id if one.leader_id else one.term != own_term)
-        ]
+    def propose_again(self, first_seq: int) -> None:
+        """The proposal is certainly not in the log, and never will be: its requests go first when it is proposed next.
+
+        They may exceed the bounds of what waits by the entries in flight.
+        """
+        proposal = self.settle(first_seq)
+        if proposal is None:
+            return
+        for kind, call_ids, payloads in reversed(proposal.groups()):
+            self._queue.appendleft((kind, call_ids, payloads, proposal.received))
+            self.waiting += len(call_ids)
+            self._waiting_bytes += sum(map(len, payloads))
+
+    def passed(self, index: int, term: int) -> Errors:
+        """An entry was applied (its own proposal, if any, was settled before); what this tells of the others."""
+        if index > self.passed_index + 1:
+            return self.skipped_to(index)
+        self.passed_index = index
+        if self._in_flight:
+            lost = [one.first_seq for one in self._in_flight.values() if 0 < one.handed_term < term]
+            for first_seq in reversed(lost):
+                self.propose_again(first_seq)
+        return []
+
+    def skipped_to(self, index: int) -> Errors:
+        """A snapshot has the effect of the entries up to here: what is in flight may be among them."""
+        self.passed_index = index
         errors: Errors = []
-        for one in lost:
-            errors += self.refused(one.first_seq, TIMEOUT_LEADER_FAILURE)
+        for first_seq in list(self._in_flight):
+            errors += self.refused(first_seq, TIMEOUT_LEADER_FAILURE)
         return errors
 
     def expire(self, now: float, has_leader: bool) -> Errors:

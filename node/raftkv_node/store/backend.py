@@ -54,6 +54,8 @@ VERSION_KEY = b"version"
 APPLIED_KEY = b"applied"
 CONFIGURATION_KEY = b"configuration"
 REVISION_KEY = b"revision"
+SNAPSHOT_KEY = b"snapshot"
+"""In a backend that was made of a snapshot: where that stood, as `APPLIED`."""
 
 APPLIED = struct.Struct(">QQ")
 REVISIONS = struct.Struct(">qq")
@@ -131,7 +133,7 @@ class Backend:
         try:
             self.env = lmdb.open(
                 str(path),
-                map_size=2 * self.quota_bytes + (1 << 30),
+                map_size=self.map_bytes,
                 max_dbs=8,
                 max_readers=MAX_READERS,
                 mode=0o600,
@@ -146,6 +148,11 @@ class Backend:
             raise StoreError(f"the backend in {path} cannot be opened: {error}") from error
         self._check_version()
         self._measure()
+
+    @property
+    def map_bytes(self) -> int:
+        """Address space that is reserved for the file."""
+        return 2 * self.quota_bytes + (1 << 30)
 
     def _check_version(self) -> None:
         try:
@@ -258,6 +265,20 @@ class Backend:
             while self._commit_once():
                 pass
         self.env.close()
+
+    def retire(self) -> None:
+        """Stops the thread for good.  Readers go on; the environment is closed when the last of them lets go of it."""
+        self._stopping = True
+        self._wake.set()
+        self._hurry.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    @property
+    def started(self) -> bool:
+        """Whether the writing thread runs."""
+        return self._thread is not None
 
     def commit_now(self) -> bool:
         """Commits one transaction in the calling thread, for tests and tools; never while the thread runs."""

@@ -45,6 +45,10 @@ class IntervalMap(Generic[V]):
         """The value of exactly this interval."""
         return self._items.get((start, end))
 
+    def values(self) -> list[V]:
+        """All values."""
+        return list(self._items.values())
+
     def set(self, start: bytes, end: bytes | None, value: V) -> None:
         """Sets the value of an interval."""
         self._items[start, end] = value

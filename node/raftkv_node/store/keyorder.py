@@ -11,11 +11,28 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 
 CHUNK_KEYS = 1024
 """A chunk is split at twice this length."""
 MERGE_THRESHOLD_KEYS = 1024
+SORTED_AT_ONCE_KEYS = 20_000
+"""More keys are sorted in parts. A sort is one call that lets no other thread run, and the index of a snapshot that is
+being installed is built beside the turn."""
+
+
+def parts_in_order(keys: Iterable[bytes]) -> list[list[bytes]]:
+    """The keys in parts that follow each other in byte order, none of them sorted yet; of many, each part is small."""
+    given = list(keys)
+    if len(given) <= SORTED_AT_ONCE_KEYS:
+        return [given]
+    # Keys between two of a sample belong together. Parts are half as large as they may be, for a sample errs.
+    sample = sorted(given[:: max(1, len(given) // SORTED_AT_ONCE_KEYS)])
+    borders = sample[:: max(1, len(sample) * SORTED_AT_ONCE_KEYS // (2 * len(given)))]
+    parts: list[list[bytes]] = [[] for _ in range(len(borders) + 1)]
+    for key in given:
+        parts[bisect_right(borders, key)].append(key)
+    return parts
 
 
 class KeyOrder:
@@ -62,11 +79,17 @@ class KeyOrder:
 
     def build(self, keys: Iterable[bytes]) -> None:
         """Replaces the whole set."""
-        ordered = sorted(keys)
-        self._chunks = [ordered[i : i + CHUNK_KEYS] for i in range(0, len(ordered), CHUNK_KEYS)]
+        ordered = chain.from_iterable(map(sorted, parts_in_order(keys)))
+        self._chunks = list(iter(lambda: list(islice(ordered, CHUNK_KEYS)), []))
         self._firsts = [chunk[0] for chunk in self._chunks]
         self._fresh.clear()
         self._ranks = None
+
+    def take_apart(self) -> None:
+        """Empty it a chunk at a time; it must not be in use any more."""
+        while self._chunks:
+            self._chunks.pop()
+        self._firsts = []
 
     def merge_if_many(self) -> None:
         """Merges waiting keys when a turn's worth of them has gathered."""

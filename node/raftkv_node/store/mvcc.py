@@ -8,13 +8,16 @@ and hands its events to whoever watches.  A revision without a change is not con
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from .backend import Backend, Chunk
 from .encoding import MAX_SUB_REVISION, RECORD_ID, record, record_id, tombstone_record, varint
 from .errors import StoreError
 from .index import Index
+from .keyorder import KeyOrder
 
 CACHE_ENTRY_OVERHEAD_BYTES = 200
 """What a cached value costs beside its bytes (object headers, the table, the queue)."""
@@ -33,6 +36,23 @@ class Event(NamedTuple):
 
 
 RevisionEvents = tuple[int, list[Event]]
+
+
+SLOWLY_FREED_KEYS = 20_000
+"""A state of so many keys is not freed at once."""
+
+
+def _free_slowly(tables: Sequence[dict[bytes, Any]], orders: Sequence[KeyOrder]) -> None:
+    """Have a thread take apart what a state consisted of."""
+
+    def free() -> None:
+        for order in orders:
+            order.take_apart()
+        for table in tables:
+            while table:
+                table.popitem()
+
+    threading.Thread(target=free, name="raftkv-free", daemon=True).start()
 
 
 class Mvcc:
@@ -64,6 +84,16 @@ class Mvcc:
         """Records by id that were read ahead for the entry being applied (see `ahead`)."""
         self.evicted = False
         """Whether the cache has ever been too small: before, every newest record is in it."""
+
+    def retire(self) -> None:
+        """Another state takes this one's place; readers may go on in it. What was large in it is taken apart when the
+        last of them has let go, by a thread of its own and in small steps: to free millions of keys at once would stop
+        all threads for as long as that takes.
+        """
+        index = self.index
+        if len(index.entries) + len(self.cache) >= SLOWLY_FREED_KEYS:
+            tables = (index.entries, self.cache)
+            weakref.finalize(self, _free_slowly, tables, (index.live, index.dead)).atexit = False
 
     # One revision.
 

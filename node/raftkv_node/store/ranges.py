@@ -8,6 +8,8 @@ applied.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
 
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.pb.kv_pb2 import KeyValue
@@ -106,6 +108,12 @@ def _sort(records: Sequence[bytes], request: RangeRequest) -> list[bytes]:
     return sorted(records, key=lambda record: KeyValue.FromString(record).value, reverse=descend)
 
 
+@lru_cache(maxsize=1 << 14)
+def _record_head(size_bytes: int) -> bytes:
+    """What stands before a record of that size in a RangeResponse."""
+    return b"\x12" + varint(size_bytes)
+
+
 def count_response(header: bytes, total: int) -> bytes:
     """The answer to a `count_only` range."""
     return header + b"\x20" + varint(total) if total else header
@@ -130,10 +138,7 @@ def range_response(request: RangeRequest, header: bytes, records: Sequence[bytes
         more = 0 < limit < total
     if request.keys_only:
         records = [without_value(record) for record in records]
-    parts = [header]
-    for record in records:
-        parts.append(b"\x12" + varint(len(record)))
-        parts.append(record)
+    parts = [header, *chain.from_iterable(zip(map(_record_head, map(len, records)), records, strict=True))]
     if more:
         parts.append(b"\x18\x01")
     if total:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.pb.kv_pb2 import KeyValue
@@ -155,11 +155,17 @@ class PinnedView:
                 cached = mvcc.cache.get
                 found = [cached(k) if newest else None for k, _, newest in rows]
             start = keys[-1] + b"\0" if len(keys) == SLICE_KEYS else None
-            missing = [row[1] for row, record in zip(rows, found, strict=True) if record is None]
-            values = iter(self._read(missing))
-            records += [record if record is not None else next(values) for record in found]
+            records += self._complete(rows, found)
             time.sleep(0)
         return records, total
+
+    def _complete(self, rows: list[tuple[bytes, bytes, bool]], found: list[bytes | None]) -> list[bytes]:
+        """What was found in memory, and the rest from the backend."""
+        if None not in found:
+            return cast(list[bytes], found)
+        missing = [row[1] for row, record in zip(rows, found, strict=True) if record is None]
+        values = iter(self._read(missing))
+        return [record if record is not None else next(values) for record in found]
 
     def _read(self, rids: list[bytes]) -> list[bytes]:
         if not rids:

@@ -107,6 +107,8 @@ class ResyncJob:
         self.through = self.first - 1
         self.found: dict[Hashable, Encoded] = {}
         self.failed: BaseException | None = None
+        self.void = False
+        """Whether the store was replaced meanwhile: what is found is of no use."""
         self._mvcc: Mvcc = store.mvcc
         self._compacted = store.compact_revision
         self._close = store.pin(max(self.first - 1, self._compacted))

@@ -180,6 +180,31 @@ class Store:
         """Stops; with `commit`, what may be committed (see `set_durable_index`) is, first."""
         self.backend.close(commit)
 
+    def replace(self, other: Store) -> Backend:
+        """Takes over all that `other` holds; it was opened on a snapshot that goes beyond this store's state, and must
+        not be used any more.  Returns the backend used before, to be retired: reads in progress go on in it.
+        """
+        if other.applied_index <= self.applied_index:
+            raise StoreError(f"a snapshot at {other.applied_index} is no news for a store at {self.applied_index}")
+        old, before = self.backend, self.mvcc
+        mvcc = other.mvcc
+        mvcc.collect_events, mvcc.collect_prev = before.collect_events, before.collect_prev
+        mvcc.puts_total += before.puts_total
+        mvcc.deletes_total += before.deletes_total
+        mvcc.cache_misses_total += before.cache_misses_total
+        other.backend.on_commit = old.on_commit
+        self.backend, self.mvcc = other.backend, mvcc
+        self.applied_index, self.applied_term = other.applied_index, other.applied_term
+        self.configuration, self.configuration_index = other.configuration, other.configuration_index
+        self.members, self.leases = other.members, other.leases
+        self._view, self._pins, self._sweep = other._view, other._pins, other._sweep
+        self._chunks_added, self._purge_done_at = 0, None
+        self.set_term(other.applied_term)
+        before.retire()
+        if old.started:
+            self.backend.start()
+        return old
+
     def set_identity(self, cluster_id: int, member_id: int) -> None:
         """What response headers name."""
         self._cluster_id, self._member_id = cluster_id, member_id

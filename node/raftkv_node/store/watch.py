@@ -33,7 +33,7 @@ from .mvcc import RevisionEvents
 from .ranges import interval_end
 from .resync import Matcher, ResyncJob, Want
 from .store import Store
-from .watchcodec import DEFAULT_RESPONSE_BYTES, Encoded, Memo, Variant, encode_responses, select
+from .watchcodec import DEFAULT_RESPONSE_BYTES, Encoded, Memo, Plan, Variant, plan_responses, select
 
 DEFAULT_PROGRESS_SECONDS = 600.0
 DEFAULT_STREAM_LIMIT_BYTES = 8 << 20
@@ -361,44 +361,57 @@ class WatchHub:
             self._retained = None
 
     def _publish_group(self, group: Group, batch: list[RevisionEvents], through: int, memo: Memo) -> None:
-        encoded: dict[Variant, list[tuple[int, list[bytes]]]] = {}
+        encoded: dict[Variant, tuple[Encoded, Plan | None]] = {}
         slow = []
         for watcher in group.watchers:
             if batch[-1][0] < watcher.next_revision:
                 continue
             variant = watcher.variant
-            mine = encoded.get(variant)
-            if mine is None:
-                mine = encoded[variant] = select(batch, variant, memo)
-            if not mine:
+            shared = encoded.get(variant)
+            if shared is None:
+                mine = select(batch, variant, memo)
+                shared = encoded[variant] = mine, self._plan(mine, variant, through) if mine else None
+            mine, plan = shared
+            if plan is None:
                 continue
             if watcher.next_revision > mine[0][0]:
                 mine = [(revision, parts) for revision, parts in mine if revision >= watcher.next_revision]
                 if not mine:
                     continue
+                plan = self._plan(mine, variant, through)
             if watcher.stream.full:
                 watcher.next_revision = mine[0][0]
                 slow.append(watcher)
                 continue
-            self._deliver(watcher, mine, through)
+            self._deliver(watcher, plan)
             watcher.next_revision = through + 1
         for watcher in slow:
             self._leave(watcher)
             self.unsynced[watcher] = None
 
-    def _deliver(self, watcher: Watcher, mine: list[tuple[int, list[bytes]]], through: int) -> None:
+    def _plan(self, mine: Encoded, variant: Variant, through: int) -> Plan:
+        return plan_responses(self.store.header, mine, through, fragment=variant.fragment, limit=self.response_bytes)
+
+    def _deliver(self, watcher: Watcher, plan: Plan) -> None:
         watcher.quiet = False
-        self.events_total += sum(len(parts) for _, parts in mine)
-        watcher.stream.send(
-            encode_responses(
-                self.store.header,
-                watcher.head,
-                mine,
-                through,
-                fragment=watcher.variant.fragment,
-                limit=self.response_bytes,
-            )
-        )
+        self.events_total += plan.events
+        watcher.stream.send(plan.responses(watcher.head))
+
+    def restored(self, revision: int) -> None:
+        """The store has jumped ahead of `revision`, up to which it had published: who watches reads the rest from
+        history, or learns that it is compacted.
+        """
+        if self._job is not None:
+            self._job.void = True
+        self._job, self._in_job, self._retained = None, [], None
+        newest = self.store.revision
+        groups = [*self._groups.values(), *self._ranges.values()]
+        for group in groups:
+            for watcher in list(group.watchers):
+                watcher.next_revision = max(watcher.next_revision, revision + 1)
+                if watcher.next_revision <= newest:
+                    self._leave(watcher)
+                    self.unsynced[watcher] = None
 
     # Catching up.
 
@@ -448,6 +461,9 @@ class WatchHub:
 
         `StoreError` when the history could not be read.
         """
+        if job.void:
+            job.close()
+            return
         if job is not self._job:
             raise ValueError("not the resync job that was started")
         waiting, retained = self._in_job, self._retained
@@ -476,7 +492,7 @@ class WatchHub:
                 if watcher.stream.full:
                     self._to_end_of_line(watcher)
                     continue
-                self._deliver(watcher, mine, through)
+                self._deliver(watcher, self._plan(mine, watcher.variant, through))
             watcher.next_revision = max(watcher.next_revision, through + 1)
             if watcher.next_revision > self.store.revision:
                 del self.unsynced[watcher]

@@ -58,27 +58,39 @@ def select(batch: Sequence[RevisionEvents], variant: Variant, memo: Memo) -> Enc
     return selected
 
 
-def encode_responses(
-    header: Callable[[int], bytes], head: bytes, selected: Encoded, through: int, *, fragment: bool, limit: int
-) -> list[bytes]:
-    """The responses that carry `selected` to one watcher, whose encoded id field is `head`.
+class Plan(NamedTuple):
+    """Responses but for the watcher's id, which stands between the two parts of each."""
 
-    The last one's header names `through`, up to which the watcher then has everything.  Above `limit` bytes
+    parts: list[tuple[bytes, bytes]]
+    events: int
+    """Events in all of them."""
+
+    def responses(self, head: bytes) -> list[bytes]:
+        """For the watcher whose encoded id field is `head`."""
+        return [b"".join((front, head, back)) for front, back in self.parts]
+
+
+def plan_responses(
+    header: Callable[[int], bytes], selected: Encoded, through: int, *, fragment: bool, limit: int
+) -> Plan:
+    """The responses that carry `selected`, for any number of watchers.
+
+    The last one's header names `through`, up to which the watchers then have everything.  Above `limit` bytes
     responses are split between revisions; within one only where fragments were asked for.
     """
-    responses = []
+    planned: list[tuple[bytes, bytes]] = []
     pending: list[bytes] = []
     size = 0
     last = 0
     for revision, parts in selected:
         length = sum(map(len, parts))
         if pending and size + length > limit:
-            responses.append(b"".join((header(last), head, *pending)))
+            planned.append((header(last), b"".join(pending)))
             pending, size = [], 0
         if fragment and length > limit:
             for part in parts:
                 if pending and size + len(part) > limit:
-                    responses.append(b"".join((header(revision), head, b"\x38\x01", *pending)))
+                    planned.append((header(revision), b"".join((b"\x38\x01", *pending))))
                     pending, size = [], 0
                 pending.append(part)
                 size += len(part)
@@ -86,5 +98,5 @@ def encode_responses(
             pending += parts
             size += length
         last = revision
-    responses.append(b"".join((header(through), head, *pending)))
-    return responses
+    planned.append((header(through), b"".join(pending)))
+    return Plan(planned, sum([len(parts) for _, parts in selected]))

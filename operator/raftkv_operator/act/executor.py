@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass
 
 from raftkv_operator.api import constants
@@ -21,6 +22,10 @@ class NameTakenError(Exception):
     def __init__(self, number: int, what: str) -> None:
         super().__init__(f"{what} belongs to another owner")
         self.number = number
+
+
+class NotNowError(Exception):
+    """An action was refused for now, by someone whose leave it needs; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +94,16 @@ class Executor:
                     constants.ANNOTATION_CLUSTER_ID: hex_id(action.cluster_id),
                     constants.ANNOTATION_MEMBER_ID: hex_id(action.member_id),
                     constants.ANNOTATION_DISK_UUID: action.disk_uuid,
+                    constants.ANNOTATION_ISSUED_FOR: self.seen.uid,
                 }
                 patch = {"metadata": {"uid": action.claim_uid, "annotations": notes}}
                 await self.kube.merge(CLAIMS, namespace, name, patch)
-            case do.RestartMember(pod_uid=uid):
-                name = Names(namespace, self.seen.name).pod(action.number)
-                await self.kube.delete(PODS, namespace, name, uid)
+            case do.NoteConfiguration(claim_uid=uid, configuration=configuration):
+                name = Names(namespace, self.seen.name).claim(action.number)
+                notes = {constants.ANNOTATION_CONFIGURATION: configuration.encode()}
+                await self.kube.merge(CLAIMS, namespace, name, {"metadata": {"uid": uid, "annotations": notes}})
+            case do.RestartMember():
+                await self._restart(action)
             case do.DeleteStatefulSet(name=name, uid=uid):
                 await self.kube.delete(STATEFUL_SETS, namespace, name, uid)
             case do.DeleteClaim(name=name, uid=uid):
@@ -102,6 +111,26 @@ class Executor:
             case _:
                 return False
         return True
+
+    async def _restart(self, action: do.RestartMember) -> None:
+        """M11: the decision may have grown old, so the leader has the last word, and a budget may object."""
+        namespace = self.seen.namespace
+        name = Names(namespace, self.seen.name).pod(action.number)
+        if action.wish is None:
+            await self.kube.delete(PODS, namespace, name, action.pod_uid)
+            return
+        wish, asked = action.wish, time.monotonic()
+        ticket = await self.members.restart_ticket(wish.address, wish.decided_at, wish.member_id)
+        if not ticket.granted:
+            raise NotNowError(ticket.reason)
+        if time.monotonic() - asked >= ticket.valid_seconds:
+            raise NotNowError("the leader's leave came too late")
+        try:
+            await self.kube.evict(namespace, name, action.pod_uid)
+        except KubeError as error:
+            if error.code != 429:
+                raise
+            raise NotNowError(f"a disruption budget forbids it: {error.message}") from error
 
     async def _create_claim(self, number: int, body: Object) -> None:
         try:

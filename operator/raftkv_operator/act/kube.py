@@ -19,7 +19,7 @@ from kubernetes.aio import config as untyped_config
 from raftkv_operator import metrics
 from raftkv_operator.api import constants
 from raftkv_operator.api.types import Object
-from raftkv_operator.observe.seams import KubeError, Resource
+from raftkv_operator.observe.seams import PODS, KubeError, Resource
 
 config: Final[Any] = untyped_config
 REQUEST_TIMEOUT_SECONDS = 30.0
@@ -113,6 +113,20 @@ class KubeClient:
         }
         try:
             await self._request("DELETE", resource, _path(resource, namespace, name), body)
+        except KubeError as error:
+            if error.code not in (404, 409):
+                raise
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """Evicts the pod of this very uid; code 429 where a disruption budget forbids it."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": namespace},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        }
+        try:
+            await self._request("POST", PODS, _written(_path(PODS, namespace, name, "eviction")), body)
         except KubeError as error:
             if error.code not in (404, 409):
                 raise

@@ -25,6 +25,7 @@ from raftkv_operator.observe.views import (
     NodeIdentity,
     NodePhase,
     NodeView,
+    RestartTicket,
     Retirement,
     Role,
     Settings,
@@ -43,11 +44,23 @@ _ADMIN: Final[Any] = admin_pb2_grpc.AdminStub
 _MAINTENANCE: Final[Any] = rpc_pb2_grpc.MaintenanceStub
 
 
+class Channel:
+    """A channel to one member, with the stub of its administration: one for each call would cost more than the call."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        self.admin = _ADMIN(self.channel)
+
+    async def close(self) -> None:
+        """Ends the calls on it."""
+        await self.channel.close()
+
+
 class Channels:
     """The pool of channels, shared by all clusters."""
 
     def __init__(self) -> None:
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, Channel] = {}
         self._slots = asyncio.Semaphore(MAX_CALLS)
 
     def for_cluster(self, token: str) -> MemberClient:
@@ -66,7 +79,7 @@ class Channels:
         if channel is not None:
             await channel.close()
 
-    async def call(self, rpc: str, address: str, invoke: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+    async def call(self, rpc: str, address: str, invoke: Callable[[Channel], Awaitable[T]]) -> T:
         """One call with its metrics; every failure becomes a ``MemberError``."""
         started, code = time.monotonic(), "OK"
         async with self._slots:
@@ -81,12 +94,12 @@ class Channels:
             finally:
                 metrics.member_rpc(rpc, code, time.monotonic() - started)
 
-    async def _channel(self, address: str) -> grpc.aio.Channel:
+    async def _channel(self, address: str) -> Channel:
         channel = self._channels.pop(address, None)
         if channel is None:
             if len(self._channels) >= MAX_CHANNELS:
                 await self.forget(next(iter(self._channels)))
-            channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+            channel = Channel(address)
         self._channels[address] = channel
         return channel
 
@@ -149,6 +162,8 @@ class MemberClient:
                 promote_after_milliseconds=answer.settings.promote_after_milliseconds,
                 leaving=tuple(sorted(answer.settings.leaving)),
                 opened=answer.settings.opened,
+                leader_preference=tuple(answer.settings.leader_preference),
+                zones=tuple(sorted(answer.settings.zones.items())),
             ),
         )
 
@@ -178,6 +193,12 @@ class MemberClient:
         request = pb.SetSettingsRequest(decided_at_index=decided_at, settings=_settings(settings))
         await self._admin("SetSettings", address, request)
 
+    async def restart_ticket(self, address: str, decided_at: int, member_id: int) -> RestartTicket:
+        """Asks the leader for leave to restart a member (M11)."""
+        request = pb.RestartTicketRequest(member_id=member_id, decided_at_index=decided_at)
+        answer = await self._admin("RestartTicket", address, request)
+        return RestartTicket(answer.granted, answer.reason, answer.valid_seconds, answer.sole_voter)
+
     async def retire(self, address: str, retirement: Retirement) -> None:
         """Lets a node wipe its ring and disk."""
         request = pb.RetireRequest(
@@ -192,17 +213,16 @@ class MemberClient:
     async def move_leader(self, address: str, target: int) -> None:
         """Hands leadership to a voter."""
 
-        async def invoke(channel: grpc.aio.Channel) -> None:
-            stub = _MAINTENANCE(channel)
+        async def invoke(channel: Channel) -> None:
+            stub = _MAINTENANCE(channel.channel)
             request = rpc_pb2.MoveLeaderRequest(targetID=target)
             await stub.MoveLeader(request, timeout=CHANGE_TIMEOUT_SECONDS, metadata=self._metadata)
 
         await self._channels.call("MoveLeader", address, invoke)
 
     async def _admin(self, rpc: str, address: str, request: Any, timeout: float = CHANGE_TIMEOUT_SECONDS) -> Any:
-        async def invoke(channel: grpc.aio.Channel) -> Any:
-            stub = _ADMIN(channel)
-            return await getattr(stub, rpc)(request, timeout=timeout, metadata=self._metadata)
+        async def invoke(channel: Channel) -> Any:
+            return await getattr(channel.admin, rpc)(request, timeout=timeout, metadata=self._metadata)
 
         return await self._channels.call(rpc, address, invoke)
 
@@ -231,4 +251,6 @@ def _settings(settings: Settings) -> pb.Settings:
         promote_after_milliseconds=settings.promote_after_milliseconds,
         leaving=settings.leaving,
         opened=settings.opened,
+        leader_preference=settings.leader_preference,
+        zones=dict(settings.zones),
     )

@@ -32,6 +32,11 @@ MANAGED_BY: Final = "raftkv-operator"
 ANNOTATION_CLUSTER_ID: Final = f"{GROUP}/cluster-id"
 ANNOTATION_MEMBER_ID: Final = f"{GROUP}/member-id"
 ANNOTATION_DISK_UUID: Final = f"{GROUP}/disk-uuid"
+# Annotation of claims: the uid of the custom resource that issued this identity.
+ANNOTATION_ISSUED_FOR: Final = f"{GROUP}/issued-for"
+# Annotation of claims: the next number and the configuration as last seen, "NEXT INDEX VOTER,VOTER,... OTHER,...": what
+# must be known of a cluster when nothing but its claims is left (M3).
+ANNOTATION_CONFIGURATION: Final = f"{GROUP}/configuration"
 # Annotation of StatefulSets and pods: the hash over the fields whose change needs a restart.
 ANNOTATION_TEMPLATE: Final = f"{GROUP}/template-hash"
 # Annotation of a StatefulSet that the operator scaled to 0 because starting again cannot help: "REASON: sentence".
@@ -65,6 +70,7 @@ MESSAGE_NAME: Final = (
     "metadata.name must be at most 40 characters (a-z, 0-9, '-'), begin with a letter, end with a letter or digit"
 )
 MESSAGE_SIZE: Final = "logBuffer.size must be whole mebibytes from 4Mi to 100Mi"
+MESSAGE_DRAIN_SIZE: Final = "logBuffer.drain.size must be whole mebibytes from 1Mi to 100Mi"
 MESSAGE_MEDIUM_IMMUTABLE: Final = "logBuffer.medium cannot be changed"
 MESSAGE_SOURCE_IMMUTABLE: Final = "logBuffer.source cannot be changed"
 MESSAGE_SOURCE: Final = "logBuffer.source is needed for medium PersistentMemory, and for no other"
@@ -72,6 +78,9 @@ MESSAGE_ODD: Final = "consensus.maxVoters must be odd: 1, 3, 5, 7 or 9"
 MESSAGE_TIMEOUTS: Final = "consensus.electionTimeout must be at least five times consensus.heartbeatInterval"
 MESSAGE_HEARTBEAT: Final = "consensus.heartbeatInterval must be from 10ms to 10s"
 MESSAGE_ELECTION: Final = "consensus.electionTimeout must be from 50ms to 60s"
+MESSAGE_LEADER_PREFERENCE: Final = (
+    "consensus.leaderPreference: Writers stands last, it decides between equally good zones"
+)
 MESSAGE_STORAGE_SIZE_IMMUTABLE: Final = "storage.size cannot be changed"
 MESSAGE_STORAGE_CLASS_IMMUTABLE: Final = "storage.storageClassName cannot be changed"
 MESSAGE_HOST_PATH: Final = "logBuffer.source.hostPath.path must be absolute, without '..'"

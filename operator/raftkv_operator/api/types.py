@@ -41,18 +41,23 @@ class ClusterSpec:
     """What ``spec`` of a ``RaftKVCluster`` says; durations in milliseconds where the name says so."""
 
     replicas: int = 3
+    """Members wished; 0: hibernation, in which no member runs and nothing is removed (M17)."""
     version: str = "0.1.0"
     image_repository: str = "ghcr.io/raftkv/raftkv"
     image_pull_policy: str = "IfNotPresent"
     paused: bool = False
+    bootstrap_identity: str = ""
+    """``New`` or ``Adopt CLUSTER-ID``: a person's word on whose data stands under this name (M3); empty: none."""
     max_voters: int = 5
     promote_after_milliseconds: int = 30_000
+    leader_preference: tuple[str, ...] = ()
     heartbeat_milliseconds: int = 100
     election_milliseconds: int = 1000
     medium: str = "Disk"
     ring_size: str = "64Mi"
     minimum_durability: str = "power"
     drain_milliseconds: int = 100
+    drain_size: str = "8Mi"
     ring_host_path: str | None = None
     storage_size: str = "1Gi"
     storage_class: str | None = None
@@ -79,14 +84,17 @@ class ClusterSpec:
             image_repository=image.get("repository", cls.image_repository),
             image_pull_policy=image.get("pullPolicy", cls.image_pull_policy),
             paused=bool(spec.get("paused", False)),
+            bootstrap_identity=spec.get("bootstrap", {}).get("identity", cls.bootstrap_identity),
             max_voters=int(consensus.get("maxVoters", cls.max_voters)),
             promote_after_milliseconds=milliseconds(consensus.get("promoteAfter", "30s")),
+            leader_preference=tuple(consensus.get("leaderPreference", ())),
             heartbeat_milliseconds=milliseconds(consensus.get("heartbeatInterval", "100ms")),
             election_milliseconds=milliseconds(consensus.get("electionTimeout", "1s")),
             medium=buffer.get("medium", cls.medium),
             ring_size=buffer.get("size", cls.ring_size),
             minimum_durability=buffer.get("minimumDurability", cls.minimum_durability),
             drain_milliseconds=milliseconds(buffer.get("drain", {}).get("interval", "100ms")),
+            drain_size=buffer.get("drain", {}).get("size", cls.drain_size),
             ring_host_path=buffer.get("source", {}).get("hostPath", {}).get("path"),
             storage_size=storage.get("size", cls.storage_size),
             storage_class=storage.get("storageClassName"),
@@ -103,7 +111,18 @@ class ClusterSpec:
     def wished_voters(self) -> int:
         """The largest odd number not above ``min(replicas, maxVoters)`` (M7)."""
         most = min(self.replicas, self.max_voters)
-        return most if most % 2 else most - 1
+        return most if most % 2 else max(0, most - 1)
+
+    @property
+    def hibernates(self) -> bool:
+        """Whether no member shall run (M17)."""
+        return self.replicas == 0
+
+    @property
+    def adopt(self) -> int | None:
+        """The cluster id that a person wants adopted, if one does (M3)."""
+        word, _, cluster_id = self.bootstrap_identity.partition(" ")
+        return int(cluster_id, 16) if word == "Adopt" else None
 
     @property
     def image(self) -> str:
@@ -136,6 +155,11 @@ class Latch:
     founder: int = 0
     """The number that is bootstrapped, 0 until it is chosen. It never changes."""
     members: tuple[LatchedMember, ...] = ()
+    asleep: bool = False
+    """Whether the members were put to sleep and have not all been seen awake since (M17)."""
+    superseded: tuple[int, ...] = ()
+    """Other cluster ids that stood on claims of this name when this one was issued or adopted, by a person's word or
+    because this custom resource had issued this one (M3). Their claims are left alone, for ever."""
 
     def member(self, number: int) -> LatchedMember | None:
         """The entry of a number, if it is in use."""
@@ -156,6 +180,8 @@ class Latch:
             "phase": self.phase,
             "nextNumber": self.next_number,
             **({"founder": self.founder} if self.founder else {}),
+            **({"asleep": True} if self.asleep else {}),
+            **({"superseded": [hex_id(i) for i in self.superseded]} if self.superseded else {}),
             "members": [
                 {
                     "number": e.number,
@@ -177,6 +203,8 @@ class Latch:
             phase=raw["phase"],
             next_number=int(raw["nextNumber"]),
             founder=int(raw.get("founder", 0)),
+            asleep=bool(raw.get("asleep", False)),
+            superseded=tuple(int(i, 16) for i in raw.get("superseded", ())),
             members=tuple(
                 LatchedMember(
                     number=int(e["number"]),

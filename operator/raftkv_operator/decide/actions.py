@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from raftkv_operator.api.types import Latch, hex_id
-from raftkv_operator.observe.views import NodeIdentity, Retirement, Settings
+from raftkv_operator.observe.views import NodeIdentity, NotedConfiguration, Retirement, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,17 @@ class MemberAction(Action):
 # --- the latch: written by compare-and-swap on the resourceVersion that the decision was made on (M2) ---
 
 Step = Literal[
-    "IssueIdentity", "ReserveNumbers", "BindMember", "OpenCluster", "CondemnMember", "ReleaseNumber", "ForgetMember"
+    "IssueIdentity",
+    "AdoptIdentity",
+    "RecallMember",
+    "ReserveNumbers",
+    "BindMember",
+    "OpenCluster",
+    "CondemnMember",
+    "ReleaseNumber",
+    "ForgetMember",
+    "Hibernate",
+    "Wake",
 ]
 
 
@@ -161,6 +171,18 @@ class StampClaim(MemberAction):
 
 
 @dataclass(frozen=True, slots=True)
+class NoteConfiguration(MemberAction):
+    """Writes the members and voters of the cluster onto a claim (M3)."""
+
+    claim_uid: str
+    configuration: NotedConfiguration
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"writing the configuration on the claim of {self.member}"
+
+
+@dataclass(frozen=True, slots=True)
 class CreateStatefulSet(MemberAction):
     """Creates a member's StatefulSet."""
 
@@ -186,12 +208,23 @@ class UpdateStatefulSet(MemberAction):
 
 
 @dataclass(frozen=True, slots=True)
+class TicketWish:
+    """What the leader is asked before a live member is restarted (M11)."""
+
+    address: str
+    decided_at: int
+    member_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class RestartMember(MemberAction):
-    """Deletes this very pod, so that it comes back from the current template."""
+    """Ends this very pod, so that it comes back from the current template: a live member by eviction under a ticket
+    from the leader, one that does not run (no ``wish``) by deletion."""
 
     event: ClassVar[str] = "MemberRestarted"
     pod_uid: str
     why: str
+    wish: TicketWish | None = None
 
     def describe(self) -> str:
         """One sentence."""

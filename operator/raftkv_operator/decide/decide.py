@@ -10,16 +10,16 @@ being cared for.
 
 Safety rests on the conditions of the single rules, not on their order: each states what must be *seen* before its side
 effect, and each side effect is idempotent or bound to what was seen (a resourceVersion, a uid, a configuration index).
-The rules M1 to M10 they keep are those of docs/membership.md.
+The rules M1 to M17 they keep are those of docs/membership.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from raftkv_operator.api.types import ClusterSpec
-from raftkv_operator.decide import deletion, formation, identity, membership, upkeep
+from raftkv_operator.decide import deletion, formation, hibernation, identity, membership, upkeep
 from raftkv_operator.decide.actions import Action, Decision, Rest, Stall, Wait
 from raftkv_operator.decide.picture import Picture
 from raftkv_operator.observe.views import Observed
@@ -29,10 +29,12 @@ Rule = Callable[[Picture], Action | Wait | Stall | None]
 RULES: Final[tuple[Rule, ...]] = (
     upkeep.shared_objects,
     formation.numbers,
+    upkeep.witnesses,
     upkeep.orphans,
     upkeep.workloads,
     membership.clean_up,
     membership.condemn,
+    membership.recall,
     formation.bind,
     formation.bootstrap,
     membership.leader_stays,
@@ -58,15 +60,18 @@ def decide(spec: ClusterSpec, seen: Observed) -> Decision:
     if stalled is not None:
         return stalled
     if seen.latch is None:
-        return identity.issue(seen)
-    return first(Picture(spec, seen, seen.latch))
+        return Rest() if spec.hibernates else identity.establish(spec, seen)
+    picture = Picture(spec, seen, seen.latch)
+    if spec.hibernates:
+        return first(picture, hibernation.ASLEEP)
+    return first(picture, hibernation.WAKING if seen.latch.asleep else RULES)
 
 
-def first(picture: Picture) -> Decision:
+def first(picture: Picture, rules: Sequence[Rule]) -> Decision:
     """The first action of the rules, else the first stall, else the first wait, else rest."""
     stall: Stall | None = None
     wait: Wait | None = None
-    for rule in RULES:
+    for rule in rules:
         answer = rule(picture)
         if isinstance(answer, Action):
             return answer

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
 from raftkv_operator.api import constants
-from raftkv_operator.api.types import Condemned, hex_id
+from raftkv_operator.api.types import Condemned, LatchedMember, hex_id
 from raftkv_operator.decide.actions import (
     Action,
     AddMember,
@@ -189,6 +190,28 @@ def _hopeless(picture: Picture, member: Member) -> Condemned:
     if pod is None or pod.deleting or (not pod.running and pod.exit_code is None):
         return "Gone"
     return ""
+
+
+def recall(picture: Picture) -> Action | None:
+    """Enters a member again that the configuration has and the latch has forgotten with a lost status (M3).
+
+    It carries a number that was issued here, so it is one of ours. Without its claim its disk is gone: it is to be
+    replaced, as any member of a lost disk.
+    """
+    conf, latch = picture.configuration, picture.latch
+    if conf is None or conf.changing:
+        return None
+    for state in conf.members:
+        known = latch.member(state.number)
+        if not 0 < state.number < latch.next_number or known is not None or not state.disk_uuid:
+            continue
+        claim = picture.seen.claims.get(state.number)
+        kept = claim is not None and claim.member_id == state.member_id and not claim.deleting
+        entry = LatchedMember(state.number, state.member_id, state.disk_uuid, "" if kept else "Gone")
+        name = picture.names.member(state.number)
+        wider = replace(latch, members=(*latch.members, entry))
+        return WriteLatch("RecallMember", wider, f"recalling {name}, which the configuration knows", name)
+    return None
 
 
 def roles_reached(picture: Picture) -> Wait | None:

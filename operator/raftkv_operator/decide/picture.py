@@ -190,7 +190,21 @@ class Picture:
             promote_after_milliseconds=self.spec.promote_after_milliseconds,
             leaving=tuple(sorted(m.entry.member_id for m in self.leaving if m.state is not None)),
             opened=self.latch.phase == "Opened",
+            leader_preference=self.spec.leader_preference,
+            zones=self._zones(conf),
         )
+
+    def _zones(self, conf: Configuration) -> tuple[tuple[int, str], ...]:
+        """The zones of the members: of the hosts their pods run on; the last one known where there is none now."""
+        found = {}
+        for member in self.present:
+            if member.state is None:
+                continue
+            host = member.pod.host if member.pod is not None else ""
+            zone = self.seen.zones.get(host) or conf.settings.zone(member.entry.member_id)
+            if zone:
+                found[member.entry.member_id] = zone
+        return tuple(sorted(found.items()))
 
     def identity(self, member: Member) -> NodeIdentity:
         """The identity that a bound member gets; the same words every time."""
@@ -203,6 +217,7 @@ class Picture:
             name=member.name,
             peer_url=f"http://{host}:{constants.PEER_PORT}",
             client_urls=(f"http://{host}:{constants.CLIENT_PORT}",),
+            # its zone may change, and is in the settings
         )
 
     def _member(self, entry: LatchedMember) -> Member:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from raftkv_operator.api import constants
@@ -13,13 +14,15 @@ from raftkv_operator.decide.actions import (
     DeleteClaim,
     DeleteStatefulSet,
     MoveLeader,
+    NoteConfiguration,
     RestartMember,
     Stall,
+    TicketWish,
     UpdateStatefulSet,
     Wait,
 )
 from raftkv_operator.decide.picture import Member, Picture, may_lead
-from raftkv_operator.observe.views import Role, StatefulSetView
+from raftkv_operator.observe.views import NotedConfiguration, Role, StatefulSetView
 
 HALTING: Final[dict[int, str]] = {
     constants.EXIT_USAGE: "InvalidConfiguration",
@@ -109,11 +112,33 @@ def _halt(member: Member, template: str) -> str:
     return f"{HALTING[pod.exit_code]}: {pod.exit_message or f'its node exited with code {pod.exit_code}'}"
 
 
+def witnesses(picture: Picture) -> Action | None:
+    """Writes on each member's claim what must be known when nothing but the claims is left: the next number, before
+    anything of the numbers below it exists, and who votes (M3). A change of settings alone is not worth it."""
+    conf, latch = picture.configuration, picture.latch
+    for member in picture.present:
+        claim = member.claim
+        if claim is None or claim.deleting or not member.stamped:
+            continue
+        noted = claim.configuration
+        wished = noted
+        if conf is not None and not conf.changing:
+            voters, members = (frozenset(m.member_id for m in some) for some in (conf.voters, conf.members))
+            if noted is None or (noted.voters, noted.members) != (voters, members):
+                wished = NotedConfiguration(latch.next_number, conf.index, voters, members)
+        if wished is not None and wished.next_number != latch.next_number:
+            wished = replace(wished, next_number=latch.next_number)
+        if wished is not None and wished != noted:
+            return NoteConfiguration(member.number, member.name, claim.uid, wished)
+    return None
+
+
 def restart(picture: Picture) -> Action | Wait | None:
     """Brings pods of an older template to the current one: dead first, then standbys, followers, the leader last.
 
-    A live member restarts only when all others are ready and caught up and a quorum of live voters stays without it.
-    The only voter of a cluster restarts too: the pause is then part of the wish.
+    A live member restarts only when all others are ready and caught up and a quorum of live voters stays without it;
+    whether that is so the leader says once more, at the last moment (M11). The only voter of a cluster restarts too:
+    the pause is then part of the wish.
     """
     old = [
         m
@@ -125,7 +150,7 @@ def restart(picture: Picture) -> Action | Wait | None:
     conf, leader = picture.configuration, picture.leader
     for member in old:
         if member.pod is not None and not member.pod.deleting and _dead(member, conf is not None):
-            return _restart(member, "it does not run")
+            return _restart(member, "it does not run", None)
     names = ", ".join(m.name for m in old)
     waiting = Wait(
         "Restart", f"waiting until all other members are well to restart with the new configuration: {names}"
@@ -147,13 +172,15 @@ def restart(picture: Picture) -> Action | Wait | None:
                 if heirs
                 else waiting
             )
-        return _restart(member, "its configuration changed")
-    return _restart(member, "its configuration changed; it is the only voter, so the cluster pauses")
+    why = "its configuration changed"
+    if len(conf.voters) == 1 and _votes(member):
+        why += "; it is the only voter, so the cluster pauses"
+    return _restart(member, why, TicketWish(leader.address, conf.index, member.entry.member_id))
 
 
-def _restart(member: Member, why: str) -> Action:
+def _restart(member: Member, why: str, wish: TicketWish | None) -> Action:
     assert member.pod is not None
-    return RestartMember(member.number, member.name, member.pod.uid, why)
+    return RestartMember(member.number, member.name, member.pod.uid, why, wish)
 
 
 def _dead(member: Member, leader_known: bool) -> bool:

@@ -12,12 +12,21 @@ from typing import Final
 
 from raftkv_operator.api import constants
 from raftkv_operator.api.types import Object
-from raftkv_operator.observe.seams import CLAIMS, CLUSTERS, PODS, STATEFUL_SETS, Resource
+from raftkv_operator.observe.seams import (
+    CLAIMS,
+    CLUSTERS,
+    DISRUPTION_BUDGETS,
+    PODS,
+    SERVICES,
+    STATEFUL_SETS,
+    Resource,
+)
 
 Key = tuple[str, str]
 """Namespace and name of a cluster."""
 
-CHILDREN: Final = (STATEFUL_SETS, PODS, CLAIMS)
+CHILDREN: Final = (STATEFUL_SETS, PODS, CLAIMS, SERVICES, DISRUPTION_BUDGETS)
+"""What is watched beside the clusters. Not Secrets: the operator may read those by name only."""
 
 
 class Cache:
@@ -30,7 +39,9 @@ class Cache:
 
     def feed(self, resource: Resource, raw: Object, deleted: bool) -> None:
         """Takes one watched state of an object and marks its cluster dirty."""
-        meta = raw["metadata"]
+        # Who wrote which field is of no use here, and often the largest part of an object.
+        meta = {key: value for key, value in raw["metadata"].items() if key != "managedFields"}
+        raw = {**raw, "metadata": meta}
         if resource is CLUSTERS:
             key = (meta["namespace"], meta["name"])
             if deleted:
@@ -57,6 +68,10 @@ class Cache:
     def cluster(self, key: Key) -> Object | None:
         """The last state of a custom resource."""
         return self._clusters.get(key)
+
+    def child(self, key: Key, resource: Resource, name: str) -> Object | None:
+        """The last state of one of a cluster's objects."""
+        return self._children.get(key, {}).get((resource.plural, name))
 
     def children(self, key: Key, resource: Resource) -> list[Object]:
         """The last states of a cluster's objects of one kind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -47,6 +47,8 @@ class Extras:
     shared: tuple[str, ...] = ()
     taken_numbers: frozenset[int] = frozenset()
     name_conflict: str = ""
+    zones: Mapping[str, str] = field(default_factory=dict)
+    """Zones of hosts."""
 
 
 async def observe(objects: Objects, members: Members | None, now: datetime, extras: Extras) -> Observed:
@@ -78,6 +80,7 @@ async def observe(objects: Objects, members: Members | None, now: datetime, extr
         shared=extras.shared,
         taken_numbers=extras.taken_numbers,
         name_conflict=extras.name_conflict,
+        zones=extras.zones,
         template=extras.template,
         unready_since=_unready_since(status),
         operation=_operation(status),

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from raftkv_operator.api import constants
 from raftkv_operator.api.types import Object
-from raftkv_operator.observe.views import Configuration, NodeIdentity, NodeView, Retirement, Settings
+from raftkv_operator.observe.views import Configuration, NodeIdentity, NodeView, RestartTicket, Retirement, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ PODS = Resource("", "v1", "pods", "Pod")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 SERVICES = Resource("", "v1", "services", "Service")
 SECRETS = Resource("", "v1", "secrets", "Secret")
+NODES = Resource("", "v1", "nodes", "Node")
 EVENTS = Resource("", "v1", "events", "Event")
 DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 
@@ -86,6 +87,10 @@ class Kube(Protocol):
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Deletes the object of this very uid; one that is gone or was replaced is no error."""
 
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """Evicts the pod of this very uid, as disruption budgets allow: code 429 where one forbids it. A pod that is
+        gone or was replaced is no error."""
+
 
 class Members(Protocol):
     """The administration API of a cluster's members; an address is ``IP:PORT``. Every method raises ``MemberError``."""
@@ -113,6 +118,9 @@ class Members(Protocol):
 
     async def move_leader(self, address: str, target: int) -> None:
         """Hands leadership to a voter."""
+
+    async def restart_ticket(self, address: str, decided_at: int, member_id: int) -> RestartTicket:
+        """Asks the leader for leave to restart a member (M11)."""
 
     async def retire(self, address: str, retirement: Retirement) -> None:
         """Lets a node wipe its ring and disk."""

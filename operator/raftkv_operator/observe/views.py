@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, Self, TypeVar
 
 from raftkv_operator.api import constants
-from raftkv_operator.api.types import Latch, Object
+from raftkv_operator.api.types import Latch, Object, hex_id
 
 MESSAGE_LIMIT_CHARACTERS = 300
 """Longest sentence taken over from a node's termination message."""
@@ -78,6 +78,13 @@ class Settings:
     promote_after_milliseconds: int
     leaving: tuple[int, ...] = ()
     opened: bool = False
+    leader_preference: tuple[str, ...] = ()
+    zones: tuple[tuple[int, str], ...] = ()
+    """Member id and zone, sorted."""
+
+    def zone(self, member_id: int) -> str:
+        """Where a member was last known to run; empty if that is not known."""
+        return dict(self.zones).get(member_id, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,18 @@ class Retirement:
     disk_uuid: str
     configuration_index: int = 0
     cluster_deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RestartTicket:
+    """The leader's answer to the wish to restart a member (M11)."""
+
+    granted: bool
+    reason: str = ""
+    """Why not, in one sentence."""
+    valid_seconds: float = 0.0
+    """The restart must have begun within so long after the request was sent."""
+    sole_voter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +175,34 @@ class Configuration:
 
 
 @dataclass(frozen=True, slots=True)
+class NotedConfiguration:
+    """What is written on each claim of a cluster, so that the claims alone can tell (M3) how many disks make a quorum
+    and which numbers were issued: ``NEXT INDEX VOTERS OTHERS``, ids with commas."""
+
+    next_number: int
+    index: int
+    voters: frozenset[int]
+    members: frozenset[int]
+
+    def encode(self) -> str:
+        """As it stands in the annotation; ``-`` where there are no others."""
+        groups = (self.voters, self.members - self.voters)
+        ids = (",".join(hex_id(one) for one in sorted(group)) or "-" for group in groups)
+        return " ".join([str(self.next_number), str(self.index), *ids])
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """What ``encode`` wrote; None for anything else, since a person can edit an annotation."""
+        try:
+            number, index, voters, others = text.split(" ")
+            first = frozenset(int(one, 16) for one in voters.split(","))
+            second = frozenset(int(one, 16) for one in others.split(",")) if others != "-" else frozenset()
+            return cls(int(number), int(index), first, first | second)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimView:
     """A claim of a member's disk."""
 
@@ -165,6 +212,9 @@ class ClaimView:
     cluster_id: int = 0
     member_id: int = 0
     disk_uuid: str = ""
+    issued_for: str = ""
+    """The uid of the custom resource that issued the identity."""
+    configuration: NotedConfiguration | None = None
     deleting: bool = False
 
     @property
@@ -187,6 +237,8 @@ class ClaimView:
             cluster_id=int(notes.get(constants.ANNOTATION_CLUSTER_ID, "0"), 16),
             member_id=int(notes.get(constants.ANNOTATION_MEMBER_ID, "0"), 16),
             disk_uuid=notes.get(constants.ANNOTATION_DISK_UUID, ""),
+            issued_for=notes.get(constants.ANNOTATION_ISSUED_FOR, ""),
+            configuration=NotedConfiguration.parse(notes.get(constants.ANNOTATION_CONFIGURATION, "")),
             deleting="deletionTimestamp" in meta,
         )
 
@@ -306,6 +358,8 @@ class Observed:
     """Shared objects that are missing or differ from what they should be, in the order in which to put them right."""
     shared: tuple[str, ...] = ()
     """Shared objects of ours that exist; looked up only while the cluster is being deleted."""
+    zones: Mapping[str, str] = field(default_factory=dict)
+    """Hosts whose zone is known, and their zones."""
     name_conflict: str = ""
     """A sentence about an object of our name with another owner, if there is one that cannot be avoided."""
     taken_numbers: frozenset[int] = frozenset()

@@ -120,6 +120,7 @@ def arguments(spec: ClusterSpec, names: Names, number: int) -> list[str]:
             f"--adr-path={constants.RING_DIR}",
             f"--adr-size={spec.ring_size}",
             f"--adr-drain-interval={spec.drain_milliseconds}ms",
+            f"--adr-drain-size={spec.drain_size}",
         ]
     return found
 

@@ -61,15 +61,16 @@ def build_status(spec: ClusterSpec | None, seen: Observed, outlook: Outlook, old
 
     ``spec`` is None if it could not even be read.
     """
-    quorum = quorum_word(seen, old)
+    quorum = "Unknown" if spec is not None and spec.hibernates else quorum_word(seen, old)
     conf = seen.configuration
-    members = member_list(seen, old)
+    asleep = spec is not None and spec.hibernates
+    members = member_list(seen, old, asleep)
     ready_count = sum(1 for m in members if m["ready"])
     conditions = _conditions(spec, seen, outlook, quorum, members)
     status: Object = {
         "observedGeneration": seen.generation,
-        "phase": _phase(seen, outlook),
-        "message": _sentence(outlook, quorum, members),
+        "phase": _phase(seen, outlook, asleep),
+        "message": _sentence(outlook, quorum, members, asleep),
         "replicas": len(members),
         "readyReplicas": ready_count,
         "selector": f"{constants.LABEL_MANAGED_BY}={constants.MANAGED_BY},{constants.LABEL_CLUSTER}={seen.name}",
@@ -113,8 +114,11 @@ def quorum_word(seen: Observed, old: Mapping[str, Any]) -> str:
     return "Lost" if voters and alive < len(voters) // 2 + 1 else "Unknown"
 
 
-def member_list(seen: Observed, old: Mapping[str, Any]) -> list[Object]:
-    """The members in the order of their numbers, matched with the configuration by id."""
+def member_list(seen: Observed, old: Mapping[str, Any], asleep: bool) -> list[Object]:
+    """The members in the order of their numbers, matched with the configuration by id.
+
+    A member that was put to sleep is not missed: the patience with it begins when it is woken (M17).
+    """
     before: dict[str, Mapping[str, Any]] = {m["name"]: m for m in old.get("members", ())}
     conf = seen.configuration
     found: list[Object] = []
@@ -138,7 +142,7 @@ def member_list(seen: Observed, old: Mapping[str, Any]) -> list[Object]:
         reason = _trouble(seen, pod, entry.number) or entry.condemned
         if reason and not ready:
             state["reason"] = reason
-        if not ready:
+        if not ready and not asleep:
             state["notReadySince"] = before.get(name, {}).get("notReadySince") or format_time(seen.now)
         found.append(state)
     return found
@@ -162,29 +166,35 @@ def _trouble(seen: Observed, pod: PodView | None, number: int) -> str:
     return ""
 
 
-def _phase(seen: Observed, outlook: Outlook) -> str:
+def _phase(seen: Observed, outlook: Outlook, asleep: bool) -> str:
     if seen.deleting_since is not None:
         return "Deleting"
     if outlook.kind == "Paused":
         return "Paused"
     if outlook.stalled:
         return "Stalled"
+    if asleep:
+        return "Hibernated" if outlook.rest else "Hibernating"
     if seen.latch is None or seen.latch.phase != "Opened":
         return "Bootstrapping"
     if outlook.rest:
         return "Running"
     if outlook.kind in ("Restart", "RestartMember", "UpdateStatefulSet"):
         return "Updating"
+    if seen.latch.asleep:
+        return "Waking"
     if outlook.kind in ("Recovery", "NoLeader", "CondemnMember", "Starting"):
         return "Recovering"
     return "Scaling"
 
 
-def _sentence(outlook: Outlook, quorum: str, members: list[Object]) -> str:
+def _sentence(outlook: Outlook, quorum: str, members: list[Object], asleep: bool) -> str:
     if outlook.error:
         return _upper(f"{outlook.text}: {outlook.error}" if outlook.text else outlook.error)
     if not outlook.rest:
         return _upper(outlook.text)
+    if asleep:
+        return f"Hibernated: no member runs, and the disks of {len(members)} are kept"
     plural = "member is" if len(members) == 1 else "members are"
     margin = {"Safe": "the quorum is safe", "Critical": "one more loss would cost the quorum"}.get(quorum, "")
     return f"All {len(members)} {plural} ready" + (f"; {margin}" if margin and len(members) > 1 else "")
@@ -207,7 +217,8 @@ def _operation(seen: Observed, outlook: Outlook, old: Mapping[str, Any]) -> Obje
 def _conditions(
     spec: ClusterSpec | None, seen: Observed, outlook: Outlook, quorum: str, members: list[Object]
 ) -> Iterable[Condition]:
-    text = _sentence(outlook, quorum, members)
+    asleep = spec is not None and spec.hibernates
+    text = _sentence(outlook, quorum, members, asleep)
     yield (
         Condition("Ready", "True", "AsWished", text)
         if outlook.rest and not outlook.error
@@ -219,8 +230,12 @@ def _conditions(
         else Condition("Reconciling", "False", "Stalled" if outlook.stalled else "AsWished", "")
     )
     yield Condition("Stalled", "True", outlook.kind, text) if outlook.stalled else Condition("Stalled", "False", "", "")
-    yield _available(seen, quorum)
-    yield _degraded(seen, members)
+    if asleep:
+        yield Condition("Available", "False", "Hibernated", "spec.replicas is 0: no member is to run")
+        yield Condition("Degraded", "False", "Hibernated", "")
+    else:
+        yield _available(seen, quorum)
+        yield _degraded(seen, members)
     word = {"Safe": "True", "Unknown": "Unknown"}.get(quorum, "False")
     yield Condition("QuorumSafe", word, f"Quorum{quorum}", _quorum_text(seen.configuration))
     yield _log_buffer(spec, seen)

@@ -161,3 +161,18 @@ def test_issued_tokens_are_the_accounts_and_die_with_it(run: Run) -> None:
         assert invalid.value.code == 422
 
     run(scenario)
+
+
+def test_requests_are_counted_by_user_verb_and_resource(run: Run) -> None:
+    async def scenario(c: Cluster) -> None:
+        async with c.client("oper") as oper:
+            for _ in range(3):
+                assert not await may(oper.list(PODS, "default"))
+        await c.admin.create(CONFIG_MAPS, {"metadata": {"name": "x"}}, "default")
+        text = await c.admin.request("GET", "/metrics")
+        counted = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        name = "raftkv_playground_apiserver_requests_total"
+        assert counted[f'{name}{{user="oper",verb="list",resource="pods"}}'] == "3"
+        assert counted[f'{name}{{user="kubernetes-admin",verb="create",resource="configmaps"}}'] == "1"
+
+    run(scenario)

@@ -29,7 +29,7 @@ pub struct RingImage {
 }
 
 /// Walks records from `lsn` on; `at` gives the bytes that start at an LSN (shorter at a place where none may go on).
-fn walk<'a>(
+pub fn walk<'a>(
     at: impl Fn(u64) -> &'a [u8],
     codec: Codec,
     start: u64,
@@ -52,7 +52,10 @@ fn walk<'a>(
 }
 
 /// The verdict on the first bad record at `end`, by all valid records of the generation anywhere (D2).
-fn judge<'a>(found: impl Iterator<Item = record::Found<'a>>, end: u64) -> (Option<String>, u64) {
+pub fn judge<'a>(
+    found: impl Iterator<Item = record::Found<'a>>,
+    end: u64,
+) -> (Option<String>, u64) {
     let mut behind = 0;
     for record in found {
         if record.fenced_lsn > end {
@@ -111,10 +114,7 @@ impl RingImage {
             if unknown.is_some() {
                 return (end, count, unknown, 0);
             }
-            let offset = (end % size) as usize;
-            if end < start_lsn.saturating_add(size)
-                && self.bad.iter().any(|(lo, hi)| (*lo..*hi).contains(&offset))
-            {
+            if end < start_lsn.saturating_add(size) && self.unreadable_at(codec, end) {
                 return (
                     end,
                     count,
@@ -164,6 +164,15 @@ impl RingImage {
 }
 
 impl RingImage {
+    /// Whether what is no record at `lsn` may be one that cannot be read: its first bytes, or, if these are the header of
+    /// a record there, any byte that it claims.
+    fn unreadable_at(&self, codec: Codec, lsn: u64) -> bool {
+        let first = (lsn % self.data.len() as u64) as usize;
+        let claimed = record::claimed_bytes(&self.data[first..], codec, lsn);
+        let end = first + claimed.unwrap_or(ALIGN_BYTES);
+        self.bad.iter().any(|(lo, hi)| *lo < end && first < *hi)
+    }
+
     /// All valid records of the generation, wherever they lie.
     fn records(&self, codec: Codec) -> impl Iterator<Item = record::Found<'_>> {
         let size = self.data.len() as u64;

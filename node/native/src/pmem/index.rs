@@ -13,6 +13,9 @@ use pyo3::types::{PyBytes, PyTuple};
 
 use super::record::{self, Codec, Draft, LogCorrupt};
 
+/// No entry has a higher index: sums of an index and a count never overflow, whatever a valid record says.
+const MAX_INDEX: u64 = i64::MAX as u64;
+
 struct Location {
     lsn: u64,
     term: u64,
@@ -35,6 +38,13 @@ struct State {
     marks: BTreeMap<u8, Mark>,
 }
 
+/// Whether the log ends, or begins, at the record's index.
+fn moves_the_end(draft: &Draft<'_>) -> bool {
+    draft.record_type == record::ENTRY
+        || (draft.record_type == record::MARK
+            && matches!(draft.kind, record::MARK_POSITION | record::MARK_SNAPSHOT))
+}
+
 impl State {
     fn last(&self) -> (u64, u64) {
         let (base_index, base_term) = self.base.unwrap_or((0, 0));
@@ -46,6 +56,9 @@ impl State {
 
     /// Takes the record at `lsn` into the view, or says why it cannot follow what came before.
     fn apply(&mut self, draft: &Draft<'_>, lsn: u64, total_bytes: usize) -> Result<(), String> {
+        if moves_the_end(draft) && draft.index > MAX_INDEX {
+            return Err(format!("index {} is out of range", draft.index));
+        }
         match draft.record_type {
             record::ENTRY => {
                 let (last_index, _) = self.last();
@@ -174,6 +187,7 @@ pub fn items<'py>(records: &Bound<'py, PyAny>) -> PyResult<Vec<Item<'py>>> {
 
 /// Where each live entry lies, and the latest hard state, configuration and marks of the log.
 #[pyclass(frozen)]
+#[derive(Default)]
 pub struct LogIndex {
     state: Mutex<State>,
 }
@@ -193,6 +207,9 @@ impl LogIndex {
         let (mut term, mut vote) = (state.term, state.vote);
         for draft in drafts {
             let wrong = match draft.record_type {
+                _ if moves_the_end(draft) && draft.index > MAX_INDEX => {
+                    Some(format!("index {} is out of range", draft.index))
+                }
                 record::ENTRY => {
                     let wrong = draft.index <= base || (known && draft.index > last + 1);
                     let high = std::mem::replace(&mut last, draft.index);
@@ -239,16 +256,14 @@ impl LogIndex {
 impl LogIndex {
     #[new]
     fn new() -> Self {
-        LogIndex {
-            state: Mutex::default(),
-        }
+        LogIndex::default()
     }
 
     /// Takes all records of `data`, which lies at `lsn`. Returns their number and the highest entry index among them (0:
     /// none). With `preamble` they must start as every segment does (D5): hard state, configuration, position, and
     /// between them a pad where the ring wrapped.
     #[pyo3(signature = (data, lsn, generation, seed, preamble = false))]
-    fn absorb(
+    pub fn absorb(
         &self,
         data: &[u8],
         lsn: u64,
@@ -305,7 +320,7 @@ impl LogIndex {
     }
 
     /// Forgets the entries before LSN `lsn`: their segments are gone.
-    fn release(&self, lsn: u64) {
+    pub fn release(&self, lsn: u64) {
         let mut state = self.lock();
         // Entries are in LSN order: a superseding entry drops all that followed the one it replaces.
         while state.entries.front().is_some_and(|entry| entry.lsn < lsn) {
@@ -317,7 +332,7 @@ impl LogIndex {
 
     /// Entries of [lo, hi) that are held, from the first on, of about `max_bytes` in all, but at least one: index, LSN,
     /// bytes. Empty when `lo` is not held.
-    fn locate(&self, lo: u64, hi: u64, max_bytes: u64) -> Vec<(u64, u64, u32)> {
+    pub fn locate(&self, lo: u64, hi: u64, max_bytes: u64) -> Vec<(u64, u64, u32)> {
         let state = self.lock();
         let Some((base, _)) = state.base else {
             return Vec::new();
@@ -348,19 +363,19 @@ impl LogIndex {
     }
 
     #[getter]
-    fn first_index(&self) -> u64 {
+    pub fn first_index(&self) -> u64 {
         self.lock().base.map_or(1, |(index, _)| index + 1)
     }
 
     /// Index and term of the last entry, or of the position that an empty log starts behind.
     #[getter]
-    fn last(&self) -> (u64, u64) {
+    pub fn last(&self) -> (u64, u64) {
         self.lock().last()
     }
 
     /// Term, vote, commit.
     #[getter]
-    fn hard_state(&self) -> (u64, u64, u64) {
+    pub fn hard_state(&self) -> (u64, u64, u64) {
         let state = self.lock();
         (state.term, state.vote, state.commit)
     }
@@ -442,4 +457,34 @@ pub fn log_encode<'py>(
     }
     index.extend(&drafts, &places)?;
     Ok(PyBytes::new(py, &out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by fuzzing: an index at the end of its range overflowed where the next one was counted.
+    #[test]
+    fn an_index_beyond_the_range_is_refused() {
+        for (record_type, kind) in [
+            (record::ENTRY, 0),
+            (record::MARK, record::MARK_POSITION),
+            (record::MARK, record::MARK_SNAPSHOT),
+        ] {
+            for index in [MAX_INDEX + 1, u64::MAX] {
+                let draft = Draft {
+                    record_type,
+                    kind,
+                    term: 1,
+                    index,
+                    aux: 0,
+                    payload: &[],
+                };
+                let view = LogIndex::default();
+                assert!(view.check(&[draft]).is_err());
+                assert!(view.extend(&[draft], &[(0, 64)]).is_err());
+                assert_eq!(view.last(), (0, 0));
+            }
+        }
+    }
 }

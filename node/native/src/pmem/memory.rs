@@ -160,26 +160,29 @@ impl Memory {
             offset + length <= self.length,
             "a flush past the end of the mapping"
         );
-        self.recorded(|r| r.flush(offset, length));
+        let first = offset / LINE_BYTES * LINE_BYTES;
+        for line in (first..offset + length).step_by(LINE_BYTES) {
+            self.write_back(line);
+        }
+    }
+
+    /// One line. The recorder is told here, and not in `flush`: a line that the loop leaves out is one that it misses.
+    fn write_back(&mut self, line: usize) {
+        self.recorded(|r| r.flush(line, LINE_BYTES));
         #[cfg(target_arch = "x86_64")]
-        {
-            let first = offset / LINE_BYTES * LINE_BYTES;
-            for line in (first..offset + length).step_by(LINE_BYTES) {
-                // SAFETY: the line lies in the mapping (asserted above, and the mapping is page-aligned). The
-                // instructions only write the line back; `Flush::detect` found that the processor has them.
-                unsafe {
-                    let at = self.base.as_ptr().add(line);
-                    match self.flush {
-                        Flush::Clwb => {
-                            core::arch::asm!("clwb [{}]", in(reg) at, options(nostack, preserves_flags))
-                        }
-                        Flush::ClflushOpt => {
-                            core::arch::asm!("clflushopt [{}]", in(reg) at, options(nostack, preserves_flags));
-                        }
-                        Flush::Clflush => core::arch::x86_64::_mm_clflush(at),
-                        Flush::None => {}
-                    }
+        // SAFETY: the line lies in the mapping (`flush` asserts it, and the mapping is page-aligned). The instructions
+        // only write the line back; `Flush::detect` found that the processor has them.
+        unsafe {
+            let at = self.base.as_ptr().add(line);
+            match self.flush {
+                Flush::Clwb => {
+                    core::arch::asm!("clwb [{}]", in(reg) at, options(nostack, preserves_flags))
                 }
+                Flush::ClflushOpt => {
+                    core::arch::asm!("clflushopt [{}]", in(reg) at, options(nostack, preserves_flags));
+                }
+                Flush::Clflush => core::arch::x86_64::_mm_clflush(at),
+                Flush::None => {}
             }
         }
     }

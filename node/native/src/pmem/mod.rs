@@ -12,6 +12,8 @@
 
 use pyo3::prelude::*;
 
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod image;
 mod index;
 mod memory;

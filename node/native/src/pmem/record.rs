@@ -139,17 +139,23 @@ pub fn encode_pad(
     head
 }
 
-/// The record of `codec`'s generation at `lsn`, if `bytes` starts with one. A pad's payload is not looked at.
-pub fn decode(bytes: &[u8], codec: Codec, lsn: u64) -> Option<Found<'_>> {
+/// The bytes that a record at `lsn` takes by its header, which may be damaged, as may be all the rest: at most those of
+/// `bytes`. None: the header is of another generation or place.
+pub fn claimed_bytes(bytes: &[u8], codec: Codec, lsn: u64) -> Option<usize> {
     if bytes.len() < HEADER_BYTES
         || u64_at(bytes, 16) != codec.generation
         || u64_at(bytes, 24) != lsn
     {
         return None;
     }
+    Some(record_bytes(u32_at(bytes, 4) as usize).min(bytes.len()))
+}
+
+/// The record of `codec`'s generation at `lsn`, if `bytes` starts with one. A pad's payload is not looked at.
+pub fn decode(bytes: &[u8], codec: Codec, lsn: u64) -> Option<Found<'_>> {
+    let total_bytes = claimed_bytes(bytes, codec, lsn)?;
     let length = u32_at(bytes, 4) as usize;
-    let total_bytes = record_bytes(length);
-    if total_bytes > bytes.len() {
+    if record_bytes(length) > bytes.len() {
         return None;
     }
     let record_type = bytes[9];

@@ -87,7 +87,7 @@ impl Server<'_> {
     }
 
     /// Answers a unary call.
-    pub fn reply(&mut self, ops: &mut Ops, slot: usize, message: &Message, arena: &Arena) {
+    pub fn reply(&mut self, ops: &mut Ops, slot: usize, message: Message, arena: &Arena) {
         let call = self.w.calls.get(slot);
         if call.finished || !call.announced || !matches!(call.kind, Kind::Unary) {
             return;
@@ -103,15 +103,17 @@ impl Server<'_> {
     }
 
     /// Queues a message on a streaming call; cuts the call off when its connection holds too much.
-    pub fn stream_send(&mut self, ops: &mut Ops, slot: usize, message: &Message, arena: &Arena) {
+    pub fn stream_send(&mut self, ops: &mut Ops, slot: usize, message: Message, arena: &Arena) {
         let config = &self.w.shared.config;
-        let high = config.stream_queue_high_bytes;
         let size = message.len() + grpc::PREFIX_BYTES;
         let call = self.w.calls.get(slot);
         if call.finished || !matches!(call.kind, Kind::Stream) {
             return;
         }
-        if self.c.queued + size > config.max_queued_bytes_per_connection {
+        let share = config.stream_share_bytes();
+        if self.c.queued + size > config.max_queued_bytes_per_connection
+            && call.queued() + size > share
+        {
             add(&self.w.shared.counters.calls_cancelled, 1);
             self.w.inbox.push(Event::Cancelled { call: call.id });
             return self.abort(ops, slot, code::ENHANCE_YOUR_CALM);
@@ -125,7 +127,7 @@ impl Server<'_> {
         } else if std::mem::take(&mut call.parked) {
             ops.resume(call.stream_id);
         }
-        note_sent(&mut self.w.inbox, call, 0, high);
+        note_sent(&mut self.w.inbox, &mut self.c.streams, call, 0, config);
     }
 
     /// Answers a plain HTTP request that came by HTTP/2.
@@ -199,9 +201,15 @@ impl Server<'_> {
     }
 }
 
-fn push_message(call: &mut Call, message: &Message, arena: &Arena) {
-    let bytes = message.bytes(arena);
-    call.out.reserve(bytes.len() + grpc::PREFIX_BYTES);
-    call.out.extend_from_slice(&grpc::prefix(bytes.len()));
-    call.out.extend_from_slice(bytes);
+fn push_message(call: &mut Call, message: Message, arena: &Arena) {
+    match message {
+        // Nothing of an empty queue has been sent (`Call::compact`).
+        Message::Framed(buf) if call.out.is_empty() => call.out = buf,
+        message => {
+            let bytes = message.bytes(arena);
+            call.out.reserve(bytes.len() + grpc::PREFIX_BYTES);
+            call.out.extend_from_slice(&grpc::prefix(bytes.len()));
+            call.out.extend_from_slice(bytes);
+        }
+    }
 }

@@ -5,12 +5,12 @@
 
 use super::calls::Kind;
 use super::h2::{code, Session, Template};
-use super::http1::{self, Parsed};
+use super::http1::{self, Limits, Parsed, Reading};
 use super::serve::{ConnectionState, Server, World, GOAWAY_NOTICE};
 use super::shared::{add, Event, HttpReply, HttpRequest};
 use super::sock::{Got, Sock};
 use super::wheel::Timer;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -41,6 +41,7 @@ enum Protocol {
 #[derive(Default)]
 struct Http1 {
     buf: Vec<u8>,
+    reading: Reading,
     /// The request that Python is answering.
     call: Option<usize>,
     keep_alive: bool,
@@ -55,7 +56,7 @@ pub struct Client {
     protocol: Protocol,
     /// Only HTTP/1.1 is spoken here.
     http1_only: bool,
-    template: Rc<Template>,
+    template: Arc<Template>,
     /// When the connection is closed unless something happens.
     deadline: Option<Instant>,
     /// All is written; only the client's own end is awaited, so that nothing we sent is lost to a reset.
@@ -68,7 +69,7 @@ impl Client {
         serial: u64,
         sock: Sock,
         http1_only: bool,
-        template: Rc<Template>,
+        template: Arc<Template>,
         w: &mut World,
     ) -> Self {
         let mut client = Client {
@@ -213,14 +214,12 @@ impl Client {
             return true;
         }
         let mut request = Box::<HttpRequest>::default();
-        let (max_head, max_body) = (config.max_header_bytes, config.max_http_body_bytes);
-        match http1::parse(
-            &http1.buf,
-            max_head,
-            max_body,
-            &config.capture,
-            &mut request,
-        ) {
+        let limits = Limits {
+            max_header_bytes: config.max_header_bytes,
+            max_body_bytes: config.max_http_body_bytes,
+            capture: &config.capture,
+        };
+        match http1.reading.advance(&http1.buf, &limits, &mut request) {
             Parsed::Incomplete => {}
             Parsed::WantsContinue if !http1.continued => {
                 http1.continued = true;

@@ -14,11 +14,13 @@
 //!
 //! Why nghttp2: see docs/decisions/0001-http2-library.md.
 
+pub mod hpack;
+
 use libnghttp2_sys as ng;
 use std::ffi::c_int;
 use std::os::raw::c_void;
 use std::ptr;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// HTTP/2 error codes (RFC 9113, section 7) that we send or look at.
 pub mod code {
@@ -139,7 +141,7 @@ pub trait Handler {
     fn closed(&mut self, key: usize, error_code: u32);
 }
 
-/// Callbacks and options, made once and shared by all sessions of a thread.
+/// Callbacks and options, made once and shared by all sessions.
 pub struct Template {
     callbacks: *mut ng::nghttp2_session_callbacks,
     option: *mut ng::nghttp2_option,
@@ -147,7 +149,7 @@ pub struct Template {
 }
 
 impl Template {
-    pub fn new(max_concurrent_streams: u32, max_header_bytes: u32) -> Rc<Self> {
+    pub fn new(max_concurrent_streams: u32, max_header_bytes: u32) -> Arc<Self> {
         let mut callbacks = ptr::null_mut();
         let mut option = ptr::null_mut();
         // SAFETY: both constructors write a valid pointer or fail for lack of memory (checked); the setters only store
@@ -184,7 +186,7 @@ impl Template {
             ng::nghttp2_option_set_stream_reset_rate_limit(option, RESET_BURST, RESETS_PER_SECOND);
         }
         let entry = |settings_id, value| ng::nghttp2_settings_entry { settings_id, value };
-        Rc::new(Template {
+        Arc::new(Template {
             callbacks,
             option,
             settings: [
@@ -195,6 +197,11 @@ impl Template {
         })
     }
 }
+
+// SAFETY: nothing writes to callbacks and options once `new` has returned, and nghttp2 only copies from them.
+unsafe impl Send for Template {}
+// SAFETY: as above.
+unsafe impl Sync for Template {}
 
 impl Drop for Template {
     fn drop(&mut self) {
@@ -274,11 +281,15 @@ impl Ops {
 /// One HTTP/2 connection, server side.
 pub struct Session {
     ops: Ops,
-    _template: Rc<Template>,
+    _template: Arc<Template>,
 }
 
+// SAFETY: nghttp2 has no state outside of the session (no globals, no thread-locals), the pointer is owned by this value
+// alone, and all access is by `&mut self` (or plain getters): it may go to another thread between two calls.
+unsafe impl Send for Session {}
+
 impl Session {
-    pub fn server(template: &Rc<Template>) -> Session {
+    pub fn server(template: &Arc<Template>) -> Session {
         let mut raw = ptr::null_mut();
         // SAFETY: callbacks and option are valid (the template lives); user data is null until receive or pull; the
         // settings array is copied.

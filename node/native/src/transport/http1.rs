@@ -1,8 +1,9 @@
 //! HTTP/1.1 for the few plain pages beside gRPC: health, version, metrics, and small JSON bodies.
 //!
 //! One request at a time per connection (a pipelined second one waits in the buffer). Bodies by Content-Length or
-//! chunked; `Expect: 100-continue`; keep-alive. The parser is a function over the buffer, so that it can be tested and
-//! fuzzed without a socket.
+//! chunked; `Expect: 100-continue`; keep-alive. The parser works on a buffer, so that it can be tested and fuzzed
+//! without a socket. It remembers where it was: a body may come in any number of pieces, and each costs what is new in it.
+//! (An incomplete head is read anew with each piece; it is small.)
 
 use super::shared::{HttpReply, HttpRequest};
 use std::io::Write;
@@ -24,28 +25,93 @@ pub enum Parsed {
     Bad(u16),
 }
 
-enum BodyLength {
-    Fixed(usize),
-    Chunked,
+/// What is accepted, and what is kept of it.
+pub struct Limits<'a> {
+    pub max_header_bytes: usize,
+    pub max_body_bytes: usize,
+    /// Names of the headers whose values are wanted.
+    pub capture: &'a [Vec<u8>],
 }
 
-/// Tries to read a request from the front of `buf` into `request`.
-pub fn parse(
-    buf: &[u8],
-    max_header_bytes: usize,
-    max_body_bytes: usize,
-    capture: &[Vec<u8>],
-    request: &mut HttpRequest,
-) -> Parsed {
+enum BodyLength {
+    Fixed(usize),
+    Chunked(Chunks),
+}
+
+/// A request whose head is complete.
+struct Head {
+    bytes: usize,
+    keep_alive: bool,
+    expects: bool,
+    length: BodyLength,
+    request: HttpRequest,
+}
+
+/// The reading of one connection's requests.
+#[derive(Default)]
+pub struct Reading {
+    head: Option<Box<Head>>,
+}
+
+impl Reading {
+    /// Tries to read a request from the front of `buf` into `request`. Until there is one, or the request is bad, `buf`
+    /// may only grow between two calls.
+    pub fn advance(
+        &mut self,
+        buf: &[u8],
+        limits: &Limits<'_>,
+        request: &mut HttpRequest,
+    ) -> Parsed {
+        let mut head = match self.head.take() {
+            Some(head) => head,
+            None => match read_head(buf, limits) {
+                Ok(head) => Box::new(head),
+                Err(parsed) => return parsed,
+            },
+        };
+        let rest = &buf[head.bytes..];
+        let body = match &mut head.length {
+            BodyLength::Fixed(n) => rest.get(..*n).map(|body| (*n, body.to_vec())),
+            BodyLength::Chunked(chunks) => match chunks.advance(rest, limits.max_body_bytes) {
+                Ok(whole) => whole.then(|| (chunks.at, std::mem::take(&mut chunks.body))),
+                Err(status) => return Parsed::Bad(status),
+            },
+        };
+        let Some((body_bytes, body)) = body else {
+            let silent = head.expects && rest.is_empty();
+            self.head = Some(head);
+            return if silent {
+                Parsed::WantsContinue
+            } else {
+                Parsed::Incomplete
+            };
+        };
+        let Head {
+            bytes, keep_alive, ..
+        } = *head;
+        *request = HttpRequest {
+            body,
+            ..head.request
+        };
+        Parsed::Request {
+            consumed: bytes + body_bytes,
+            keep_alive,
+        }
+    }
+}
+
+/// The head of a request, or what is to be said instead.
+fn read_head(buf: &[u8], limits: &Limits<'_>) -> Result<Head, Parsed> {
+    let (max_header_bytes, capture) = (limits.max_header_bytes, limits.capture);
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Request::new(&mut headers);
     let head_bytes = match head.parse(buf) {
         Ok(httparse::Status::Complete(n)) if n <= max_header_bytes => n,
         Ok(httparse::Status::Partial) if buf.len() <= max_header_bytes => {
-            return Parsed::Incomplete
+            return Err(Parsed::Incomplete)
         }
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Parsed::Bad(431),
-        Err(_) => return Parsed::Bad(400),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Parsed::Bad(431)),
+        Err(_) => return Err(Parsed::Bad(400)),
     };
     let mut keep_alive = head.version == Some(1);
     let mut length = None;
@@ -59,13 +125,13 @@ pub fn parse(
                 .filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
             match (parsed.and_then(|v| v.parse().ok()), &length) {
                 (Some(n), None) => length = Some(BodyLength::Fixed(n)),
-                _ => return Parsed::Bad(400), // malformed, repeated, or beside chunked: a smuggling attempt
+                _ => return Err(Parsed::Bad(400)), // malformed, repeated, or beside chunked: a smuggling attempt
             }
         } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
             if !value.eq_ignore_ascii_case(b"chunked") || length.is_some() {
-                return Parsed::Bad(400);
+                return Err(Parsed::Bad(400));
             }
-            length = Some(BodyLength::Chunked);
+            length = Some(BodyLength::Chunked(Chunks::default()));
         } else if header.name.eq_ignore_ascii_case("connection") {
             let has = |token: &[u8]| {
                 value
@@ -82,96 +148,126 @@ pub fn parse(
             }
         }
     }
-    let rest = &buf[head_bytes..];
-    let body_bytes = match length {
-        None => 0,
-        Some(BodyLength::Fixed(n)) if n > max_body_bytes => return Parsed::Bad(413),
-        Some(BodyLength::Fixed(n)) if rest.len() < n => return waiting(expects, rest),
-        Some(BodyLength::Fixed(n)) => {
-            request.body = rest[..n].to_vec();
-            n
-        }
-        Some(BodyLength::Chunked) => match unchunk(rest, max_body_bytes) {
-            Chunked::Complete(n, body) => {
-                request.body = body;
-                n
-            }
-            Chunked::Incomplete => return waiting(expects, rest),
-            Chunked::Bad(status) => return Parsed::Bad(status),
-        },
-    };
-    request.method = head.method.unwrap_or_default().to_owned();
-    request.path = head.path.unwrap_or_default().to_owned();
-    request.metadata = metadata
-        .iter()
-        .any(Option::is_some)
-        .then(|| metadata.into_boxed_slice());
-    Parsed::Request {
-        consumed: head_bytes + body_bytes,
+    let length = length.unwrap_or(BodyLength::Fixed(0));
+    if matches!(length, BodyLength::Fixed(n) if n > limits.max_body_bytes) {
+        return Err(Parsed::Bad(413));
+    }
+    Ok(Head {
+        bytes: head_bytes,
         keep_alive,
-    }
+        expects,
+        length,
+        request: HttpRequest {
+            method: head.method.unwrap_or_default().to_owned(),
+            path: head.path.unwrap_or_default().to_owned(),
+            body: Vec::new(),
+            metadata: metadata
+                .iter()
+                .any(Option::is_some)
+                .then(|| metadata.into_boxed_slice()),
+        },
+    })
 }
 
-fn waiting(expects: bool, rest: &[u8]) -> Parsed {
-    if expects && rest.is_empty() {
-        Parsed::WantsContinue
-    } else {
-        Parsed::Incomplete
-    }
+/// The longest line of a chunk's size, and all trailers together.
+const MAX_SIZE_LINE_BYTES: usize = 1024;
+const MAX_TRAILER_BYTES: usize = 8192;
+
+#[derive(Default, Clone, Copy)]
+enum Part {
+    #[default]
+    Size,
+    /// A chunk of so many bytes.
+    Data(usize),
+    /// Lines that are skipped, up to an empty one; they began here.
+    Trailers { from: usize },
 }
 
-enum Chunked {
-    Complete(usize, Vec<u8>),
-    Incomplete,
-    Bad(u16),
+/// A chunked body, as far as it has come.
+#[derive(Default)]
+struct Chunks {
+    /// So many bytes are done with.
+    at: usize,
+    part: Part,
+    body: Vec<u8>,
+    /// How many bytes were looked at, some of them more than once.
+    #[cfg(test)]
+    looked_at: usize,
 }
 
-/// Decodes a chunked body from the front of `buf`; trailers are skipped.
-fn unchunk(buf: &[u8], max_body_bytes: usize) -> Chunked {
-    let mut body = Vec::new();
-    let mut at = 0;
-    loop {
-        let (head, size) = match httparse::parse_chunk_size(&buf[at..]) {
-            Ok(httparse::Status::Complete((head, size))) => (head, size),
-            Ok(httparse::Status::Partial) if buf.len() - at > 1024 => return Chunked::Bad(400),
-            Ok(httparse::Status::Partial) => return Chunked::Incomplete,
-            Err(_) => return Chunked::Bad(400),
-        };
-        if size > (max_body_bytes - body.len()) as u64 {
-            return Chunked::Bad(413);
-        }
-        at += head;
-        let size = size as usize;
-        if size == 0 {
-            // Trailer lines up to an empty one.
-            loop {
-                let Some(end) = buf[at..].windows(2).position(|w| w == b"\r\n") else {
-                    return if buf.len() - at > 8192 {
-                        Chunked::Bad(400)
-                    } else {
-                        Chunked::Incomplete
-                    };
-                };
-                at += end + 2;
-                if end == 0 {
-                    return Chunked::Complete(at, body);
-                }
+impl Chunks {
+    /// Goes on with all of the body that has arrived; whether that is the whole, or the status to refuse it with.
+    fn advance(&mut self, buf: &[u8], max_body_bytes: usize) -> Result<bool, u16> {
+        while let Some(end) = self.step(buf, max_body_bytes)? {
+            if end {
+                return Ok(true);
             }
         }
-        let Some(chunk) = buf.get(at..at + size + 2) else {
-            // Many small chunks must not make the buffer much larger than the body.
-            return if buf.len() > 2 * max_body_bytes + 65_536 {
-                Chunked::Bad(413)
-            } else {
-                Chunked::Incomplete
-            };
-        };
-        if &chunk[size..] != b"\r\n" {
-            return Chunked::Bad(400);
+        // Many small chunks must not make the buffer much larger than the body.
+        if buf.len() > 2 * max_body_bytes + 65_536 {
+            return Err(413);
         }
-        body.extend_from_slice(&chunk[..size]);
-        at += size + 2;
+        Ok(false)
     }
+
+    /// One part; whether it was the last one, or nothing if it has not arrived.
+    fn step(&mut self, buf: &[u8], max_body_bytes: usize) -> Result<Option<bool>, u16> {
+        let rest = &buf[self.at..];
+        match self.part {
+            Part::Size => {
+                let (line, size) = match httparse::parse_chunk_size(rest) {
+                    Ok(httparse::Status::Complete(found)) => found,
+                    Ok(httparse::Status::Partial) if rest.len() <= MAX_SIZE_LINE_BYTES => {
+                        self.look(rest.len());
+                        return Ok(None);
+                    }
+                    Ok(httparse::Status::Partial) | Err(_) => return Err(400),
+                };
+                if size > (max_body_bytes - self.body.len()) as u64 {
+                    return Err(413);
+                }
+                self.look(line);
+                self.at += line;
+                self.part = match size as usize {
+                    0 => Part::Trailers { from: self.at },
+                    size => Part::Data(size),
+                };
+            }
+            Part::Data(size) => {
+                let Some(chunk) = rest.get(..size + 2) else {
+                    return Ok(None);
+                };
+                if &chunk[size..] != b"\r\n" {
+                    return Err(400);
+                }
+                self.body.extend_from_slice(&chunk[..size]);
+                self.look(chunk.len());
+                self.at += chunk.len();
+                self.part = Part::Size;
+            }
+            Part::Trailers { from } => {
+                let end = rest.windows(2).position(|w| w == b"\r\n");
+                self.look(end.map_or(rest.len(), |end| end + 2));
+                if self.at - from + end.unwrap_or(rest.len()) > MAX_TRAILER_BYTES {
+                    return Err(400);
+                }
+                let Some(end) = end else {
+                    return Ok(None);
+                };
+                self.at += end + 2;
+                return Ok(Some(end == 0));
+            }
+        }
+        Ok(Some(false))
+    }
+
+    #[cfg(test)]
+    fn look(&mut self, bytes: usize) {
+        self.looked_at += bytes;
+    }
+
+    #[cfg(not(test))]
+    fn look(&mut self, _bytes: usize) {}
 }
 
 pub fn reason(status: u16) -> &'static str {
@@ -244,8 +340,83 @@ mod tests {
 
     fn run(buf: &[u8]) -> (Parsed, HttpRequest) {
         let mut request = HttpRequest::default();
-        let parsed = parse(buf, 1024, 100, &[b"authorization".to_vec()], &mut request);
+        let capture = [b"authorization".to_vec()];
+        let parsed = Reading::default().advance(buf, &limits(100, &capture), &mut request);
         (parsed, request)
+    }
+
+    fn limits(max_body_bytes: usize, capture: &[Vec<u8>]) -> Limits<'_> {
+        Limits {
+            max_header_bytes: 1024,
+            max_body_bytes,
+            capture,
+        }
+    }
+
+    /// Reads a request that comes byte by byte: how many bytes of its chunks were looked at, and its body.
+    fn run_slowly(raw: &[u8], max_body_bytes: usize) -> (usize, Vec<u8>) {
+        let mut reading = Reading::default();
+        let mut request = HttpRequest::default();
+        let mut looked_at = 0;
+        for n in 1..=raw.len() {
+            let parsed = reading.advance(&raw[..n], &limits(max_body_bytes, &[]), &mut request);
+            if let Some(BodyLength::Chunked(chunks)) = reading.head.as_ref().map(|h| &h.length) {
+                looked_at = chunks.looked_at;
+            }
+            let whole = Parsed::Request {
+                consumed: raw.len(),
+                keep_alive: true,
+            };
+            let expected = if n == raw.len() {
+                whole
+            } else {
+                Parsed::Incomplete
+            };
+            assert_eq!(parsed, expected, "{n} of {}", raw.len());
+        }
+        (looked_at, request.body)
+    }
+
+    /// Each piece that arrived was decoded with all that had come before it: a slow body of a megabyte took hours.
+    #[test]
+    fn a_slow_body_costs_what_it_is_long() {
+        let head = "POST /v3 HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        for size in [1, 64] {
+            let chunk = format!("{size:x}\r\n{}\r\n", "b".repeat(size));
+            let mut last = 0;
+            for count in [500, 1000, 2000] {
+                let raw = format!("{head}{}0\r\nT: v\r\n\r\n", chunk.repeat(count));
+                let (work, body) = run_slowly(raw.as_bytes(), 1 << 20);
+                assert_eq!(body, "b".repeat(count * size).as_bytes());
+                assert!(work <= 4 * raw.len(), "{work} for {}", raw.len());
+                assert!(last == 0 || work <= 2 * last + 100, "{work} after {last}");
+                last = work;
+            }
+        }
+    }
+
+    #[test]
+    fn what_comes_beside_a_chunked_body_is_bounded() {
+        let head = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        let trailers = [&head[..], b"0\r\n", &b"a: b\r\n".repeat(2000)].concat();
+        assert_eq!(
+            run(&trailers).0,
+            Parsed::Bad(400),
+            "trailers that never end"
+        );
+        let extension = [&head[..], b"1", &b";".repeat(1100)].concat();
+        assert_eq!(
+            run(&extension).0,
+            Parsed::Bad(400),
+            "a size that never ends"
+        );
+        let line = [b"1;", &b"x".repeat(1000)[..], b"\r\na\r\n"].concat();
+        let sizes = [&head[..], &line.repeat(70), b"1;"].concat();
+        assert_eq!(
+            run(&sizes).0,
+            Parsed::Bad(413),
+            "sizes larger than what they are of"
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The transport: HTTP/2 with gRPC framing, plain HTTP/1.1, TLS, and peer links, in batches.
 //!
-//! One I/O thread ([`reactor`]) owns every socket; Python's threads meet it at two queues ([`shared`]). Python takes all
-//! that has arrived in one call and hands back lists of replies; neither side waits for the other, and the GIL is never
-//! taken by the I/O thread. The way of a unary call:
+//! One loop ([`reactor`]) owns every socket; Python's threads meet it at two queues ([`shared`]). Its rounds are run by a
+//! thread, or by the one that polls ([`driver`]). Python takes all that has arrived in one call and hands back lists of
+//! replies; neither side waits for the other, and no round needs the GIL. The way of a unary call:
 //!
 //! ```text
 //! kernel ─ sock ─ h2 (nghttp2) ─ serve: Call in the slab ─ Inbox ═ poll ═► Python
@@ -19,8 +19,11 @@ mod answer;
 mod batch;
 mod calls;
 mod client;
+mod driver;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod grpc;
-mod h2;
+pub mod h2;
 mod http1;
 mod links;
 mod peer;
@@ -28,8 +31,8 @@ mod python;
 mod reactor;
 mod serve;
 mod shared;
-mod sock;
-mod tls;
+pub mod sock;
+pub mod tls;
 mod wheel;
 
 /// Adds this room's classes and constants to the extension module.

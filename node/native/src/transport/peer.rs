@@ -288,8 +288,11 @@ impl Peer {
                     at += HEAD_BYTES + payload.len();
                     if self.stage == Stage::Open {
                         add(&w.shared.counters.peer_frames_in, 1);
+                        let first = payload.first();
+                        let deferrable =
+                            first.is_some_and(|b| w.shared.config.deferrable_frames.contains(b));
                         let frame = w.inbox.arena.put(payload);
-                        w.inbox.push_peer(self.link, frame);
+                        w.inbox.push_peer(self.link, frame, deferrable);
                     } else if !self.greeting(w, payload) {
                         return None;
                     }

@@ -5,12 +5,13 @@
 
 use super::batch::{kind, Batch};
 use super::calls::{Calls, Method};
+use super::driver::{Choice, Driver};
 use super::grpc;
 use super::peer::{framed_bytes, MAX_HELLO_BYTES};
-use super::reactor::{self, FIRST_INBOUND, WAKER};
+use super::reactor::{Reactor, FIRST_INBOUND, WAKER};
 use super::serve::{headers_are_safe, World};
 use super::shared::{
-    add, lock, Command, Config, Health, HttpReply, Inbox, LinkGauge, ListenKind, Outbox,
+    add, lock, Command, Config, Deferral, Health, HttpReply, Inbox, LinkGauge, ListenKind, Outbox,
     PeerTarget, Shared,
 };
 use super::tls::TlsConfig;
@@ -21,7 +22,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PySequence};
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,9 @@ pub struct Engine {
     /// Until start.
     poll: Mutex<Option<mio::Poll>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    driver: OnceLock<Arc<Driver>>,
+    choice: Choice,
+    patience: Duration,
     started: AtomicBool,
     listeners: Mutex<usize>,
     /// The empty inbox that the next poll trades in; keeps its buffers.
@@ -58,7 +62,8 @@ impl Engine {
         max_inbox_bytes=134_217_728, max_inbox_events=262_144, stream_queue_high_bytes=1_048_576,
         max_peer_frame_bytes=67_108_864, max_queued_bytes_per_peer=134_217_728, keepalive_min_interval_seconds=5.0,
         handshake_timeout_seconds=10.0, idle_http1_timeout_seconds=120.0, peer_backoff_min_seconds=0.05,
-        peer_backoff_max_seconds=2.0, capture_metadata=Vec::new()))]
+        peer_backoff_max_seconds=2.0, capture_metadata=Vec::new(), rounds="auto",
+        poll_patience_seconds=0.02, deferrable_frames=Vec::new()))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         max_connections: usize,
@@ -78,7 +83,15 @@ impl Engine {
         peer_backoff_min_seconds: f64,
         peer_backoff_max_seconds: f64,
         capture_metadata: Vec<String>,
+        rounds: &str,
+        poll_patience_seconds: f64,
+        deferrable_frames: Vec<u8>,
     ) -> PyResult<Self> {
+        let choice = Choice::parse(rounds).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "rounds must be 'auto', 'thread' or 'inline', not '{rounds}'"
+            ))
+        })?;
         let config = Config {
             max_connections,
             max_concurrent_streams,
@@ -103,6 +116,7 @@ impl Engine {
                 .into_iter()
                 .map(|n| n.to_ascii_lowercase().into_bytes())
                 .collect(),
+            deferrable_frames,
         };
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), WAKER)?;
@@ -111,6 +125,9 @@ impl Engine {
             methods: Mutex::default(),
             poll: Mutex::new(Some(poll)),
             thread: Mutex::default(),
+            driver: OnceLock::new(),
+            choice,
+            patience: seconds("poll_patience_seconds", poll_patience_seconds)?,
             started: AtomicBool::new(false),
             listeners: Mutex::default(),
             spare: Mutex::default(),
@@ -180,18 +197,23 @@ impl Engine {
         self.started.store(true, Ordering::SeqCst);
         let shared = self.shared.clone();
         let methods = lock(&self.methods).clone();
-        let body = move || {
-            let now = Instant::now();
-            let world = World {
-                shared,
-                methods,
-                calls: Calls::default(),
-                inbox: Inbox::default(),
-                wheel: Wheel::new(now),
-                now,
-            };
-            reactor::run(poll, world);
+        let now = Instant::now();
+        let world = World {
+            shared: shared.clone(),
+            methods,
+            calls: Calls::default(),
+            inbox: Inbox::default(),
+            wheel: Wheel::new(now),
+            now,
         };
+        let driver = Arc::new(Driver::new(
+            shared,
+            Reactor::new(poll, world),
+            self.choice,
+            self.patience,
+        ));
+        let _ = self.driver.set(driver.clone());
+        let body = move || driver.run();
         *lock(&self.thread) = Some(
             std::thread::Builder::new()
                 .name("engine-io".into())
@@ -200,10 +222,24 @@ impl Engine {
         Ok(())
     }
 
-    fn poll(&self, py: Python<'_>, timeout_seconds: f64) -> PyResult<Batch> {
+    #[pyo3(signature = (timeout_seconds, deferred_frames=0, deferred_seconds=0.0))]
+    fn poll(
+        &self,
+        py: Python<'_>,
+        timeout_seconds: f64,
+        deferred_frames: usize,
+        deferred_seconds: f64,
+    ) -> PyResult<Batch> {
         let timeout = seconds("timeout_seconds", timeout_seconds)?;
+        let deferral = Deferral {
+            frames: deferred_frames,
+            patience: seconds("deferred_seconds", deferred_seconds)?,
+        };
         let mut inbox = std::mem::take(&mut *lock(&self.spare));
-        py.detach(|| self.shared.take_inbox(&mut inbox, timeout));
+        py.detach(|| match self.driver.get() {
+            Some(driver) => driver.poll(&mut inbox, timeout, deferral),
+            None => self.shared.take_inbox(&mut inbox, timeout), // not started: only a wake-up can come
+        });
         if inbox.is_empty() && self.shared.health() == Health::Failed {
             return Err(PyRuntimeError::new_err("the engine's I/O thread has died"));
         }
@@ -212,6 +248,12 @@ impl Engine {
         inbox.clear();
         *lock(&self.spare) = inbox;
         batch
+    }
+
+    fn flush(&self, py: Python<'_>) {
+        if let Some(driver) = self.driver.get() {
+            py.detach(|| driver.flush());
+        }
     }
 
     fn wake(&self) {
@@ -230,7 +272,7 @@ impl Engine {
         }
         self.shared.submit(|outbox| {
             for (call, bytes) in &replies {
-                let message = outbox.arena.put(bytes.as_bytes());
+                let message = outbox.arena.put_framed(bytes.as_bytes());
                 outbox.commands.push(Command::Reply {
                     call: *call,
                     message,
@@ -249,23 +291,29 @@ impl Engine {
 
     fn stream_send(&self, messages: Vec<(u64, Bound<'_, PyBytes>)>) -> Vec<i64> {
         let high = self.shared.config.stream_queue_high_bytes as i64;
+        let all_high = self.shared.config.streams_high_bytes();
         let streams = lock(&self.shared.streams);
         let mut queued = Vec::with_capacity(messages.len());
         for (call, bytes) in &messages {
             queued.push(streams.get(call).map_or(-1, |gauge| {
                 let size = (bytes.as_bytes().len() + grpc::PREFIX_BYTES) as i64;
                 let now = gauge.queued.fetch_add(size, Ordering::SeqCst) + size;
-                if now >= high {
+                let all = gauge.connection.fetch_add(size, Ordering::SeqCst) + size;
+                if now >= high || all >= all_high {
                     gauge.high.store(true, Ordering::SeqCst);
                 }
-                now
+                if all >= all_high {
+                    all
+                } else {
+                    now
+                }
             }));
         }
         drop(streams);
         self.shared.submit(|outbox| {
             for ((call, bytes), queued) in messages.iter().zip(&queued) {
                 if *queued >= 0 {
-                    let message = outbox.arena.put(bytes.as_bytes());
+                    let message = outbox.arena.put_framed(bytes.as_bytes());
                     outbox.commands.push(Command::StreamSend {
                         call: *call,
                         message,
@@ -434,6 +482,9 @@ impl Engine {
             }
             outbox.commands.push(Command::Shutdown { grace });
         });
+        if let Some(driver) = self.driver.get() {
+            driver.end();
+        }
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread {
             py.detach(|| thread.join().ok());

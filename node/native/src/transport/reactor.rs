@@ -1,4 +1,4 @@
-//! The I/O thread: one loop that owns every socket.
+//! The loop that owns every socket. Its rounds are run by the I/O thread or by the thread that polls ([`super::driver`]).
 //!
 //! A round: wait for the kernel (or a wake-up, or a timer), read and parse what came, publish it to Python at once, then
 //! do what Python has asked meanwhile, write, and fire timers. Everything is non-blocking; names are resolved by threads
@@ -9,7 +9,7 @@ use super::h2::{Ops, Template};
 use super::links::Link;
 use super::peer::{self, Peer};
 use super::serve::{Server, World};
-use super::shared::{add, lock, sub, Arena, Command, Event, Health, ListenKind, Outbox, Shared};
+use super::shared::{add, lock, sub, Arena, Command, Event, ListenKind, Outbox};
 use super::sock::{self, Sock};
 use super::wheel::Timer;
 use mio::net::{TcpListener, TcpStream};
@@ -18,7 +18,6 @@ use mio::{Events, Interest, Poll, Token};
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +45,7 @@ pub(super) struct Slot {
 pub struct Reactor {
     poll: Poll,
     pub(super) w: World,
-    template: Rc<Template>,
+    template: Arc<Template>,
     pub(super) conns: slab::Slab<Slot>,
     listeners: Vec<(TcpListener, ListenKind)>,
     pub(super) links: HashMap<u64, Link>,
@@ -61,6 +60,10 @@ pub struct Reactor {
     pub(super) random: u64,
     draining: bool,
     done: bool,
+    // Kept for their buffers.
+    events: Option<Events>,
+    outbox: Outbox,
+    due: Vec<Timer>,
 }
 
 impl Reactor {
@@ -88,53 +91,81 @@ impl Reactor {
             random: random | 1,
             draining: false,
             done: false,
+            events: Some(Events::with_capacity(1024)),
+            outbox: Outbox::default(),
+            due: Vec::new(),
         }
     }
 
-    /// Runs until shutdown.
-    pub fn run(mut self) -> std::io::Result<()> {
-        let mut events = Events::with_capacity(1024);
-        let mut outbox = Outbox::default();
-        let mut due = Vec::new();
-        while !self.done {
-            let full = self.w.shared.inbox_is_full();
-            let mut timeout = self.w.wheel.next(Instant::now());
-            if (!self.again.is_empty() && !full) || !self.w.shared.about_to_sleep() {
-                timeout = Some(Duration::ZERO);
-            }
-            if let Err(e) = self.poll.poll(&mut events, timeout) {
-                if e.kind() != ErrorKind::Interrupted {
-                    return Err(e);
-                }
-            }
-            self.w.shared.awake();
-            self.w.now = Instant::now();
-            self.read_round(&events, full);
-            self.publish();
-            self.w.shared.take_outbox(&mut outbox);
-            let mut commands = std::mem::take(&mut outbox.commands);
-            for command in commands.drain(..) {
-                self.command(command, &outbox.arena);
-            }
-            outbox.commands = commands;
-            outbox.clear();
-            self.w.wheel.advance(self.w.now, &mut due);
-            for timer in due.drain(..) {
-                self.timer(timer);
-            }
-            self.flush_dirty();
-            self.publish();
-            if self.draining
-                && !self
-                    .conns
-                    .iter()
-                    .any(|(_, slot)| matches!(slot.conn, Conn::Client(_)))
-            {
-                self.done = true;
+    /// Waits for the kernel, a wake-up, a timer or `limit`, and does all there is to do.
+    pub fn round(&mut self, limit: Option<Duration>) -> std::io::Result<()> {
+        let counters = &self.w.shared.counters;
+        match limit {
+            None => add(&counters.rounds_threaded, 1),
+            Some(_) => add(&counters.rounds_inline, 1),
+        }
+        let full = self.w.shared.inbox_is_full();
+        let mut timeout = self.w.wheel.next(Instant::now());
+        if let Some(limit) = limit {
+            timeout = Some(timeout.map_or(limit, |t| t.min(limit)));
+        }
+        if (!self.again.is_empty() && !full)
+            || limit == Some(Duration::ZERO)
+            || !self.w.shared.about_to_sleep(limit.is_some())
+        {
+            timeout = Some(Duration::ZERO);
+        }
+        let mut events = self
+            .events
+            .take()
+            .unwrap_or_else(|| Events::with_capacity(1024));
+        if let Err(e) = self.poll.poll(&mut events, timeout) {
+            if e.kind() != ErrorKind::Interrupted {
+                return Err(e);
             }
         }
-        self.close_all();
+        self.w.shared.awake();
+        self.w.now = Instant::now();
+        self.read_round(&events, full);
+        self.events = Some(events);
+        self.publish();
+        self.obey();
         Ok(())
+    }
+
+    /// Does what Python has asked and what is due, and writes.
+    pub fn obey(&mut self) {
+        self.w.now = Instant::now();
+        let mut outbox = std::mem::take(&mut self.outbox);
+        self.w.shared.take_outbox(&mut outbox);
+        let mut commands = std::mem::take(&mut outbox.commands);
+        for command in commands.drain(..) {
+            self.command(command, &outbox.arena);
+        }
+        outbox.commands = commands;
+        outbox.clear();
+        self.outbox = outbox;
+        let mut due = std::mem::take(&mut self.due);
+        self.w.wheel.advance(self.w.now, &mut due);
+        for timer in due.drain(..) {
+            self.timer(timer);
+        }
+        self.due = due;
+        self.flush_dirty();
+        self.publish();
+        if self.draining
+            && !self
+                .conns
+                .iter()
+                .any(|(_, slot)| matches!(slot.conn, Conn::Client(_)))
+        {
+            self.done = true;
+        }
+    }
+
+    /// Whether a shutdown is over.
+    pub fn done(&self) -> bool {
+        self.done
     }
 
     fn publish(&mut self) {
@@ -350,7 +381,7 @@ impl Reactor {
         }
     }
 
-    fn close_all(&mut self) {
+    pub fn close_all(&mut self) {
         self.links.clear(); // so that nothing reconnects
         let tokens: Vec<_> = self.conns.iter().map(|(token, _)| token).collect();
         for token in tokens {
@@ -384,14 +415,14 @@ impl Reactor {
     fn command(&mut self, command: Command, arena: &Arena) {
         match command {
             Command::Reply { call, message } => {
-                self.with_call(call, |s, ops, slot| s.reply(ops, slot, &message, arena))
+                self.with_call(call, |s, ops, slot| s.reply(ops, slot, message, arena))
             }
             Command::Finish { call, code, text } => {
                 self.with_call(call, |s, ops, slot| s.finish(ops, slot, code, &text))
             }
             Command::StreamSend { call, message } => {
                 self.with_call(call, |s, ops, slot| {
-                    s.stream_send(ops, slot, &message, arena)
+                    s.stream_send(ops, slot, message, arena)
                 });
             }
             Command::HttpReply { call, reply } => {
@@ -507,15 +538,4 @@ fn peer_fate(read: Option<bool>) -> Fate {
         Some(true) => Fate::Again,
         Some(false) => Fate::Keep,
     }
-}
-
-/// The body of the I/O thread.
-pub fn run(poll: Poll, w: World) {
-    let shared: Arc<Shared> = w.shared.clone();
-    let outcome =
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Reactor::new(poll, w).run()));
-    shared.set_health(match outcome {
-        Ok(Ok(())) => Health::Stopped,
-        _ => Health::Failed,
-    });
 }

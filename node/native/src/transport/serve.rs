@@ -12,10 +12,12 @@ use super::calls::{Call, Calls, Ending, Kind, Method};
 use super::grpc::{self, status, Front};
 use super::h2::{code, Body, Handler, Header, Ops, Sink};
 use super::http1;
-use super::shared::{add, lock, sub, Event, HttpReply, HttpRequest, Inbox, Shared};
+use super::shared::{
+    add, lock, sub, Config, Event, HttpReply, HttpRequest, Inbox, Shared, StreamGauge,
+};
 use super::wheel::{Timer, Wheel};
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,6 +51,25 @@ pub struct ConnectionState {
     pub(super) sent_since_ping: bool,
     last_path: Vec<u8>,
     last_method: Option<Method>,
+    pub(super) streams: Streams,
+}
+
+/// What all streams of a connection hold, and who waits for that to become less.
+#[derive(Default)]
+pub struct Streams {
+    queued: Arc<AtomicI64>,
+    waiting: Vec<u64>,
+}
+
+impl Streams {
+    /// Says that they are drained to those who waited for the others, once little enough is left.
+    fn release(&mut self, inbox: &mut Inbox, config: &Config) {
+        let left = self.queued.load(Ordering::SeqCst);
+        if !self.waiting.is_empty() && left < config.streams_high_bytes() / 2 {
+            let drained = self.waiting.drain(..);
+            drained.for_each(|call| inbox.push(Event::StreamDrained { call }));
+        }
+    }
 }
 
 impl ConnectionState {
@@ -65,6 +86,7 @@ impl ConnectionState {
             sent_since_ping: false,
             last_path: Vec::new(),
             last_method: None,
+            streams: Streams::default(),
         }
     }
 }
@@ -162,7 +184,11 @@ impl Handler for Server<'_> {
         call.kind = Kind::Stream;
         call.announced = true;
         add(&counters.stream_calls, 1);
-        let gauge = call.gauge.get_or_insert_default().clone();
+        let gauge = Arc::new(StreamGauge {
+            connection: self.c.streams.queued.clone(),
+            ..StreamGauge::default()
+        });
+        call.gauge = Some(gauge.clone());
         lock(&self.w.shared.streams).insert(call.id, gauge);
         self.w.inbox.push(Event::StreamOpen {
             call: call.id,
@@ -301,12 +327,8 @@ impl Handler for Server<'_> {
         call.sent += n;
         self.c.queued -= n;
         call.compact();
-        note_sent(
-            &mut self.w.inbox,
-            call,
-            n,
-            self.w.shared.config.stream_queue_high_bytes,
-        );
+        let config = &self.w.shared.config;
+        note_sent(&mut self.w.inbox, &mut self.c.streams, call, n, config);
         if !call.out.is_empty() {
             return Body::More;
         }
@@ -338,13 +360,23 @@ impl Handler for Server<'_> {
     }
 }
 
-/// Takes sent bytes off a stream's gauge; says so if a large queue has become small.
-pub(super) fn note_sent(inbox: &mut Inbox, call: &Call, n: usize, high: usize) {
+/// Takes sent bytes off a stream's gauge; says so if a large queue has become small, as soon as that of its connection has.
+pub(super) fn note_sent(
+    inbox: &mut Inbox,
+    streams: &mut Streams,
+    call: &Call,
+    n: usize,
+    config: &Config,
+) {
     let Some(gauge) = &call.gauge else { return };
-    let left = gauge.queued.fetch_sub(n as i64, Ordering::SeqCst) - n as i64;
-    if left < (high / 2) as i64 && gauge.high.swap(false, Ordering::SeqCst) {
-        inbox.push(Event::StreamDrained { call: call.id });
+    let n = n as i64;
+    gauge.connection.fetch_sub(n, Ordering::SeqCst);
+    let left = gauge.queued.fetch_sub(n, Ordering::SeqCst) - n;
+    let low = (config.stream_queue_high_bytes / 2) as i64;
+    if left < low && gauge.high.swap(false, Ordering::SeqCst) {
+        streams.waiting.push(call.id);
     }
+    streams.release(inbox, config);
 }
 
 fn http_request(call: &mut Call) -> &mut HttpRequest {
@@ -383,8 +415,12 @@ impl Server<'_> {
         self.c.open_calls -= 1;
         self.c.queued -= call.received.len() + call.queued();
         sub(&self.w.shared.counters.calls, 1);
-        if call.gauge.is_some() {
+        if let Some(gauge) = &call.gauge {
             lock(&self.w.shared.streams).remove(&call.id);
+            let left = gauge.queued.swap(0, Ordering::SeqCst);
+            gauge.connection.fetch_sub(left, Ordering::SeqCst);
+            let config = &self.w.shared.config;
+            self.c.streams.release(&mut self.w.inbox, config);
         }
         if call.announced && !call.finished {
             add(&self.w.shared.counters.calls_cancelled, 1);

@@ -1,6 +1,6 @@
-//! What Python's threads and the I/O thread share: two queues, and some counters.
+//! What Python's threads and the reactor share: two queues, and some counters.
 //!
-//! Both queues are double-buffered batches. The I/O thread collects what has arrived in a private [`Inbox`] and publishes
+//! Both queues are double-buffered batches. The reactor collects what has arrived in a private [`Inbox`] and publishes
 //! it once per round; `poll` takes the whole of it. Python's calls append to an [`Outbox`]; the I/O thread takes the
 //! whole of that. A lock is held for a swap or a copy of small bytes, never while Python objects are made, and never
 //! while the network is touched. Message bytes lie in one arena per batch, so that a message costs no allocation; large
@@ -9,17 +9,25 @@
 //! Wake-ups are edge-shaped in both directions: the I/O thread notifies the condition variable only when a poll waits,
 //! and Python writes the event fd only when the I/O thread sleeps. Under load neither happens.
 
+use super::grpc;
 use super::tls::{ClientTls, ServerTls};
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Messages of at least this size keep their own buffer instead of being copied to the arena.
 const LARGE_MESSAGE_BYTES: usize = 32 << 10;
+/// The same for messages that are to be sent: what owns its buffer is not copied again.
+const FRAMED_MESSAGE_BYTES: usize = 4 << 10;
 /// An arena that grew beyond this in a burst is freed after use instead of being kept.
 const KEPT_ARENA_BYTES: usize = 4 << 20;
+
+// Who waits for the kernel.
+const NOBODY: u8 = 0;
+const IO_THREAD: u8 = 1;
+const POLLER: u8 = 2;
 
 /// Bounds and intervals; see `_engine.pyi` for their meaning.
 pub struct Config {
@@ -41,12 +49,16 @@ pub struct Config {
     pub peer_backoff_max: Duration,
     /// Header names to hand to Python, lower case.
     pub capture: Vec<Vec<u8>>,
+    /// First bytes of the peer frames that may wait (see [`Deferral`]).
+    pub deferrable_frames: Vec<u8>,
 }
 
-/// A message's bytes: in the arena of its batch, or in a buffer of its own.
+/// A message's bytes: in the arena of its batch, or in a buffer of its own; `Framed` with gRPC's prefix before it, so that
+/// a large answer is sent from where it was copied to first.
 pub enum Message {
     Arena { start: usize, len: usize },
     Owned { buf: Vec<u8>, start: usize },
+    Framed(Vec<u8>),
 }
 
 impl Message {
@@ -54,12 +66,14 @@ impl Message {
         match self {
             Message::Arena { len, .. } => *len,
             Message::Owned { buf, start } => buf.len() - start,
+            Message::Framed(buf) => buf.len() - grpc::PREFIX_BYTES,
         }
     }
     pub fn bytes<'a>(&'a self, arena: &'a Arena) -> &'a [u8] {
         match self {
             Message::Arena { start, len } => &arena.0[*start..start + len],
             Message::Owned { buf, start } => &buf[*start..],
+            Message::Framed(buf) => &buf[grpc::PREFIX_BYTES..],
         }
     }
     fn shift(&mut self, by: usize) {
@@ -85,6 +99,16 @@ impl Arena {
             start,
             len: bytes.len(),
         }
+    }
+    /// As `put`, of a message that is to be sent to a client.
+    pub fn put_framed(&mut self, bytes: &[u8]) -> Message {
+        if bytes.len() < FRAMED_MESSAGE_BYTES {
+            return self.put(bytes);
+        }
+        let mut buf = Vec::with_capacity(grpc::PREFIX_BYTES + bytes.len());
+        buf.extend_from_slice(&grpc::prefix(bytes.len()));
+        buf.extend_from_slice(bytes);
+        Message::Framed(buf)
     }
     /// As `put` of `buf[start..]`, taking the buffer itself when that is cheaper. Leaves `buf` empty.
     pub fn take(&mut self, buf: &mut Vec<u8>, start: usize) -> Message {
@@ -180,6 +204,8 @@ pub struct Inbox {
     /// Bytes and number of all that is in here, for the bounds.
     pub bytes: usize,
     pub count: usize,
+    /// How many of them may wait.
+    pub deferrable: usize,
 }
 
 impl Inbox {
@@ -207,9 +233,10 @@ impl Inbox {
         self.events.push(event);
     }
 
-    pub fn push_peer(&mut self, link: u64, frame: Message) {
+    pub fn push_peer(&mut self, link: u64, frame: Message, deferrable: bool) {
         self.bytes += frame.len();
         self.count += 1;
+        self.deferrable += usize::from(deferrable);
         match self.peer.iter_mut().rfind(|(id, _)| *id == link) {
             Some((_, frames)) => frames.push(frame),
             None => self.peer.push((link, vec![frame])),
@@ -256,6 +283,7 @@ impl Inbox {
         }
         self.bytes += other.bytes;
         self.count += other.count;
+        self.deferrable += other.deferrable;
         other.clear();
     }
 
@@ -271,6 +299,7 @@ impl Inbox {
         self.peer.clear();
         self.bytes = 0;
         self.count = 0;
+        self.deferrable = 0;
     }
 }
 
@@ -366,6 +395,20 @@ pub struct StreamGauge {
     pub queued: AtomicI64,
     /// stream_send has reported a large queue, and a drained event is due.
     pub high: AtomicBool,
+    /// The same bytes of all streams of the connection.
+    pub connection: Arc<AtomicI64>,
+}
+
+impl Config {
+    /// From here on what streams of one connection hold is too much for each of them: they are all told to wait.
+    pub fn streams_high_bytes(&self) -> i64 {
+        (self.max_queued_bytes_per_connection / 2) as i64
+    }
+
+    /// What one stream may hold while its connection holds too much; with more it is cut off.
+    pub fn stream_share_bytes(&self) -> usize {
+        self.max_queued_bytes_per_connection / 8
+    }
 }
 
 /// The same for a link. The epoch counts connections, so that frames for an earlier one are not sent on the next.
@@ -420,6 +463,8 @@ counters!(
     peer_frames_dropped,
     peer_connects,
     poll_batches,
+    rounds_threaded,
+    rounds_inline,
     inbox_full,
 );
 
@@ -432,11 +477,43 @@ pub fn sub(counter: &AtomicU64, n: u64) {
     counter.fetch_sub(n, Ordering::Relaxed);
 }
 
+/// What a poll says of frames that may wait: alone they end it when more than `frames` are there, or when the first of
+/// them has waited for so long. A caller that knows how many it needs before it can do anything saves turns by this.
+#[derive(Clone, Copy, Default)]
+pub struct Deferral {
+    pub frames: usize,
+    pub patience: Duration,
+}
+
 #[derive(Default)]
 struct InboxState {
     inbox: Inbox,
     waiting: bool,
     woken: bool,
+    deferral: Deferral,
+    /// When the first of the frames that may wait arrived, while any are there.
+    deferred_since: Option<Instant>,
+}
+
+impl InboxState {
+    /// Whether a poll has something to return with.
+    fn ready(&self) -> bool {
+        let Inbox {
+            count, deferrable, ..
+        } = self.inbox;
+        self.woken
+            || count > deferrable
+            || deferrable > self.deferral.frames
+            || self.deferred_for() == Duration::ZERO
+    }
+
+    /// For how much longer what is there may wait; MAX when nothing is there.
+    fn deferred_for(&self) -> Duration {
+        match self.deferred_since {
+            None => Duration::MAX,
+            Some(since) => self.deferral.patience.saturating_sub(since.elapsed()),
+        }
+    }
 }
 
 /// How the I/O thread is doing.
@@ -456,8 +533,14 @@ pub struct Shared {
     arrived: Condvar,
     outbox: Mutex<Outbox>,
     waker: mio::Waker,
-    io_sleeping: AtomicBool,
+    /// Who waits for the kernel, if anybody does.
+    sleeper: AtomicU8,
     inbox_full: AtomicBool,
+    /// The thread that polls runs the rounds.
+    inline: AtomicBool,
+    /// Microseconds from `began` to when that thread last left its poll; 0 while it is in one.
+    left_us: AtomicU64,
+    began: Instant,
     health: Mutex<Health>,
     /// The I/O thread has ended: nothing takes commands any more.
     closed: AtomicBool,
@@ -481,8 +564,11 @@ impl Shared {
             arrived: Condvar::new(),
             outbox: Mutex::default(),
             waker,
-            io_sleeping: AtomicBool::new(false),
+            sleeper: AtomicU8::new(NOBODY),
             inbox_full: AtomicBool::new(false),
+            inline: AtomicBool::new(false),
+            left_us: AtomicU64::new(0),
+            began: Instant::now(),
             health: Mutex::new(Health::Running),
             closed: AtomicBool::new(false),
         }
@@ -494,8 +580,10 @@ impl Shared {
     pub fn take_inbox(&self, empty: &mut Inbox, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut state = lock(&self.inbox);
-        while state.inbox.is_empty() && !state.woken {
-            let left = deadline.saturating_duration_since(Instant::now());
+        while !self.inline() && !state.ready() {
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .min(state.deferred_for());
             if left.is_zero() {
                 break;
             }
@@ -507,6 +595,7 @@ impl Shared {
             state.waiting = false;
         }
         state.woken = false;
+        state.deferred_since = None;
         std::mem::swap(&mut state.inbox, empty);
         let was_full = self.inbox_full.swap(false, Ordering::SeqCst);
         drop(state);
@@ -521,6 +610,9 @@ impl Shared {
         state.woken = true;
         drop(state);
         self.arrived.notify_all();
+        if self.sleeper.load(Ordering::SeqCst) == POLLER {
+            self.wake_sleeper();
+        }
     }
 
     /// Gives commands to the I/O thread: `fill` runs under the lock and must only copy.
@@ -529,16 +621,73 @@ impl Shared {
             return;
         }
         fill(&mut lock(&self.outbox));
-        if self.io_sleeping.swap(false, Ordering::SeqCst) {
+        self.wake_sleeper();
+    }
+
+    /// Wakes whoever waits for the kernel, if anybody does.
+    fn wake_sleeper(&self) {
+        if self.sleeper.swap(NOBODY, Ordering::SeqCst) != NOBODY {
             let _ = self.waker.wake();
         }
+    }
+
+    /// Makes the wait for the kernel that is under way, or the next one, return.
+    pub fn wake_io(&self) {
+        let _ = self.waker.wake();
     }
 
     pub fn health(&self) -> Health {
         *lock(&self.health)
     }
 
-    // The I/O thread's side.
+    // Who runs the rounds (see `driver`).
+
+    pub fn inline(&self) -> bool {
+        self.inline.load(Ordering::SeqCst)
+    }
+
+    pub fn set_inline(&self, inline: bool) {
+        self.inline.store(inline, Ordering::SeqCst);
+    }
+
+    /// The thread that polls has come back to it.
+    pub fn is_back(&self) {
+        self.left_us.store(0, Ordering::SeqCst);
+    }
+
+    /// The thread that polls goes about its own business.
+    pub fn leaves(&self) {
+        let us = self.began.elapsed().as_micros() as u64;
+        self.left_us.store(us.max(1), Ordering::SeqCst);
+    }
+
+    /// For how long it has been away.
+    pub fn away_for(&self) -> Duration {
+        match self.left_us.load(Ordering::SeqCst) {
+            0 => Duration::ZERO,
+            left => self
+                .began
+                .elapsed()
+                .saturating_sub(Duration::from_micros(left)),
+        }
+    }
+
+    /// What the poll that begins says of frames that may wait.
+    pub fn defer(&self, deferral: Deferral) {
+        lock(&self.inbox).deferral = deferral;
+    }
+
+    /// Whether a poll has something to return with.
+    pub fn has_arrived(&self) -> bool {
+        lock(&self.inbox).ready()
+    }
+
+    /// For how much longer what has arrived may wait; MAX when nothing has.
+    pub fn deferred_for(&self) -> Duration {
+        lock(&self.inbox).deferred_for()
+    }
+
+    // The reactor's side.
 
     /// Publishes `local` (and empties it).
     pub fn publish(&self, local: &mut Inbox) {
@@ -551,14 +700,21 @@ impl Shared {
         }
         let full = state.inbox.bytes > self.config.max_inbox_bytes
             || state.inbox.count > self.config.max_inbox_events;
+        // The poll that waits has a shorter wait from now on.
+        let began_to_defer = state.inbox.deferrable > 0 && state.deferred_since.is_none();
+        if began_to_defer {
+            state.deferred_since = Some(Instant::now());
+        }
         if full {
+            // What may wait has no room to wait in.
+            state.deferral = Deferral::default();
             // Under the lock: whoever empties the inbox after us sees it.
             self.inbox_full.store(true, Ordering::SeqCst);
             add(&self.counters.inbox_full, 1);
         }
-        let waiting = state.waiting;
+        let awaited = state.waiting && (state.ready() || began_to_defer);
         drop(state);
-        if waiting {
+        if awaited {
             self.arrived.notify_all();
         }
     }
@@ -568,23 +724,33 @@ impl Shared {
         self.inbox_full.load(Ordering::SeqCst)
     }
 
+    /// Whether something was asked for that is not done yet.
+    pub fn has_commands(&self) -> bool {
+        !lock(&self.outbox).commands.is_empty()
+    }
+
     pub fn take_outbox(&self, empty: &mut Outbox) {
         std::mem::swap(&mut *lock(&self.outbox), empty);
     }
 
-    /// Called before blocking: announces it, and says whether there is work after all.
-    pub fn about_to_sleep(&self) -> bool {
-        self.io_sleeping.store(true, Ordering::SeqCst);
-        lock(&self.outbox).commands.is_empty()
+    /// Called before blocking, by the thread that polls or the other one: announces it, and says whether that is right.
+    pub fn about_to_sleep(&self, poller: bool) -> bool {
+        let who = if poller { POLLER } else { IO_THREAD };
+        self.sleeper.store(who, Ordering::SeqCst);
+        lock(&self.outbox).commands.is_empty() && !(poller && self.has_arrived())
     }
 
     pub fn awake(&self) {
-        self.io_sleeping.store(false, Ordering::SeqCst);
+        self.sleeper.store(NOBODY, Ordering::SeqCst);
     }
 
-    /// The I/O thread's last word.
+    /// The last word of whoever ran the rounds; the first one counts.
     pub fn set_health(&self, health: Health) {
-        *lock(&self.health) = health;
+        let mut state = lock(&self.health);
+        if *state == Health::Running {
+            *state = health;
+        }
+        drop(state);
         self.closed.store(true, Ordering::SeqCst);
         lock(&self.outbox).clear();
         self.wake_python();

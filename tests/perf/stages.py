@@ -1,0 +1,302 @@
+"""The stages of the comparison: what is measured on a running cluster, and how. Rows pick their figures from here.
+
+A stage is a function that takes a cluster and the names of the figures that somebody wants, and returns those. Each
+kind of member goes through the same stage with the same calls, keys and seeds. Times are seconds, sizes bytes, CPU
+microseconds.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clusters import Cluster
+from loader import VALUE_BYTES, Result, run_plan
+from raftkv_node.bench import loads
+from raftkv_node.bench.loads import LoadPlan, Watchers
+from raftkv_node.bench.target import Target
+from slow_disk import SlowDisk
+
+Figures = dict[str, float]
+_SETTLE_SECONDS = 2.0
+STALL_AFTER_SECONDS = 1.5
+STALL_SECONDS = 2.0
+_LOOP_SECONDS = 5.0
+_MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The figures that are wanted of a stage, and how much of everything (1: the full run)."""
+
+    figures: frozenset[str]
+    scale: float = 1.0
+
+    def any(self, names: Iterable[str]) -> bool:
+        """Whether one of them is wanted."""
+        return bool(self.figures.intersection(names))
+
+    def calls(self, full: int) -> int:
+        """A number of calls, scaled."""
+        return max(50, int(full * self.scale))
+
+
+@dataclass
+class Session:
+    """A cluster in a stage: its leader, and the keys that it has."""
+
+    cluster: Cluster
+    wanted: Wanted
+    target: Target = field(init=False)
+    keys: int = 0
+
+    def __post_init__(self) -> None:
+        self.target = self.cluster.target(leader_only=True)
+
+    def load(self, plan: LoadPlan, in_flight: int, calls: int, *, seed: int, **more: int | float) -> Result:
+        """A load over the keys that are there."""
+        return run_plan(
+            self.target,
+            plan,
+            in_flight=in_flight,
+            requests=self.wanted.calls(calls),
+            existing_keys=self.keys,
+            seed=seed,
+            **more,  # type: ignore[arg-type]
+        )
+
+    def puts(self, in_flight: int, calls: int, *, seed: int) -> Result:
+        """Puts, half of them to new keys, all others uniform over what is there."""
+        return self.load(loads.put(), in_flight, calls, seed=seed, new_per_mille=500)
+
+    def fill(self, keys: int, *, value_bytes: int = VALUE_BYTES) -> None:
+        """New keys only."""
+        keys = self.wanted.calls(keys)
+        run_plan(
+            self.target,
+            loads.put(),
+            in_flight=1000,
+            requests=keys,
+            existing_keys=self.keys,
+            new_per_mille=1000,
+            value_bytes=value_bytes,
+        )
+        self.keys += keys
+
+
+def writes(cluster: Cluster, wanted: Wanted) -> Figures:
+    """Puts over 50,000 keys and growing, with 1,000, 100 and one in flight; reads and a mix over the same keys."""
+    session = Session(cluster, wanted)
+    session.fill(50_000)
+    found: Figures = {}
+    if wanted.any(["puts-1000", "p99-1000", "cpu"]):
+        before = cluster.cpu_seconds()
+        result = session.puts(1000, 60_000, seed=11)
+        found["cpu"] = (cluster.cpu_seconds() - before) / result.ok * 1e6
+        found["puts-1000"], found["p99-1000"] = result.per_second, result.p99_us / 1e6
+    if wanted.any(["puts-100"]):
+        found["puts-100"] = session.puts(100, 30_000, seed=13).per_second
+    if wanted.any(["one-client"]):
+        found["one-client"] = session.puts(1, 1_500, seed=17).mean_us / 1e6
+    for name, serializable in (("reads-l", False), ("reads-s", True)):
+        if wanted.any([name]):
+            plan = loads.read(serializable=serializable, limit=1)
+            found[name] = session.load(plan, 1000, 100_000, seed=19).per_second
+    if wanted.any(["mixed"]):
+        found["mixed"] = session.load(loads.mixed(1, 9, serializable=False), 1000, 60_000, seed=23).per_second
+    return found
+
+
+def slow_flushes(disk: SlowDisk, milliseconds: int) -> Callable[[Cluster, Wanted], Figures]:
+    """The writes of `writes`, with 100 and one in flight, while each flush of the disk takes so much longer."""
+
+    def measure(cluster: Cluster, wanted: Wanted) -> Figures:
+        session = Session(cluster, wanted)
+        session.fill(20_000)
+        with disk.flushes_take(milliseconds):
+            return {
+                "puts-100": session.puts(100, 20_000, seed=13).per_second,
+                "one-client": session.puts(1, 400, seed=17).mean_us / 1e6,
+            }
+
+    return measure
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """An open loop before all disks stalled, and one in which they did; changes of the leader in the second."""
+
+    rate: float
+    before: Result
+    during: Result
+    elections: int
+
+
+def run_through_stall(cluster: Cluster, wanted: Wanted, disk: SlowDisk) -> Stalled:
+    """An open loop at half of what the cluster takes with 100 in flight, for five seconds; then the same while no flush
+    returns for two of them. Latencies count from when a put was due."""
+    session = Session(cluster, wanted)
+    session.fill(20_000)
+    rate = session.puts(100, 20_000, seed=13).per_second / 2
+    calls = int(rate * _LOOP_SECONDS / wanted.scale)
+    before = session.load(loads.put(), 1000, calls, seed=47, rate=rate, look_seconds=0.1)
+    elections = cluster.leader_changes()
+
+    def trouble() -> None:
+        time.sleep(STALL_AFTER_SECONDS)
+        with disk.stalled():
+            time.sleep(STALL_SECONDS)
+
+    stalling = threading.Thread(target=trouble)
+    stalling.start()
+    during = session.load(loads.put(), 1000, calls, seed=53, rate=rate, look_seconds=0.1)
+    stalling.join()
+    return Stalled(rate, before, during, cluster.leader_changes() - elections)
+
+
+def stall(disk: SlowDisk) -> Callable[[Cluster, Wanted], Figures]:
+    """What a stall of all disks costs."""
+
+    def measure(cluster: Cluster, wanted: Wanted) -> Figures:
+        seen = run_through_stall(cluster, wanted, disk)
+        return {
+            "stall-p99": seen.during.p99_us / seen.before.p99_us,
+            "stall-slowest": seen.during.max_us / 1e6,
+            "stall-slowest-before": seen.before.max_us / 1e6,
+            "stall-elections": seen.elections,
+            "stall-rate": seen.rate,
+        }
+
+    return measure
+
+
+def large_range(cluster: Cluster, wanted: Wanted) -> Figures:
+    """One client that reads 10,000 keys of 1 KiB in one Range."""
+    session = Session(cluster, wanted)
+    session.fill(10_000, value_bytes=1024)
+    result = session.load(loads.read(serializable=False, limit=0), 1, 30, seed=29)
+    received = result.outcome.snapshot.operations[0].answer_bytes
+    if received < result.ok * session.keys * 1024:
+        raise RuntimeError(f"{received} bytes cannot be {result.ok} answers of {session.keys} keys")
+    return {"range-10000": result.p50_us / 1e6}
+
+
+def watch_latency(cluster: Cluster, wanted: Wanted) -> Figures:
+    """1,000 watchers on 50 streams see every put of an open loop of 20 per second."""
+    session = Session(cluster, wanted)
+    session.fill(1_000)
+    result = session.load(loads.put(Watchers(1_000, 50)), 10, 200, seed=31, rate=20.0)
+    events = _all_events(result)
+    return {"watch-p50": events.percentile(50) / 1e9, "watch-p99": events.percentile(99) / 1e9}
+
+
+def watch_events(cluster: Cluster, wanted: Wanted) -> Figures:
+    """10,000 watchers on 100 streams see puts at full speed."""
+    session = Session(cluster, wanted)
+    session.fill(1_000)
+    result = session.load(loads.put(Watchers(10_000, 100)), 20, 200, seed=37)
+    snapshot = result.outcome.snapshot
+    return {"watch-events": _all_events(result).count / snapshot.events_elapsed_seconds}
+
+
+def _all_events(result: Result) -> loads.Histogram:
+    snapshot = result.outcome.snapshot
+    if snapshot.events.count != snapshot.events_expected:
+        raise RuntimeError(f"{snapshot.events.count} of {snapshot.events_expected} events came")
+    return snapshot.events
+
+
+def memory(keys: int) -> Callable[[Cluster, Wanted], Figures]:
+    """Resident memory of all members with so many keys, a moment after the last put."""
+
+    def measure(cluster: Cluster, wanted: Wanted) -> Figures:
+        Session(cluster, wanted).fill(keys)
+        time.sleep(_SETTLE_SECONDS)
+        return {f"memory-{keys}": cluster.resident_bytes(shared=False)}
+
+    return measure
+
+
+def restart(cluster: Cluster, wanted: Wanted) -> Figures:
+    """From the start of a stopped member with 1,000,000 keys to its first linearizable read."""
+    Session(cluster, wanted).fill(1_000_000)
+    (member,) = cluster.members
+    cluster.stop(member)
+    began = time.monotonic()
+    cluster.start(member)
+    cluster.wait_healthy()
+    return {"restart": time.monotonic() - began}
+
+
+def cpu_growth(cluster: Cluster, wanted: Wanted) -> Figures:
+    """CPU per put with 10,000 keys, and with 1,000,000."""
+    session = Session(cluster, wanted)
+    found: Figures = {}
+    for keys in (10_000, 1_000_000):
+        session.fill(keys - session.keys)
+        before = cluster.cpu_seconds()
+        result = session.load(loads.put(), 1000, 60_000, seed=41)
+        found[f"cpu-{keys}"] = (cluster.cpu_seconds() - before) / result.ok * 1e6
+    return {**found, "cpu-growth": found["cpu-1000000"] / found["cpu-10000"]}
+
+
+def check_perf(etcdctl: Path, load: str) -> Callable[[Cluster, Wanted], Figures]:
+    """``etcdctl check perf``: puts for a minute at a given rate. 1: PASS; and the puts per second that it saw."""
+
+    def measure(cluster: Cluster, wanted: Wanted) -> Figures:
+        command = [str(etcdctl), "check", "perf", f"--load={load}", f"--endpoints={cluster.endpoints()}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        text = done.stdout + done.stderr
+        rate = re.search(r"Throughput (?:is )?(?:too low: )?(\d+) writes/s", text)
+        if "PASS" not in text and "FAIL" not in text:
+            raise RuntimeError(f"etcdctl check perf: {text[-500:]}")
+        passed = re.search(r"^PASS$", text, flags=re.MULTILINE) is not None
+        return {f"check-perf-{load}": float(passed), f"check-perf-{load}-rate": float(rate[1]) if rate else 0.0}
+
+    return measure
+
+
+_FILLER = """
+import os, sys
+from pathlib import Path
+from raftkv_node.adr import Identity, Level, Log, LogOptions, RingFull, entry, hard_state
+data, ring, fill = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "fill"
+options = LogOptions(data_dir=data, adr_path=ring, identity=Identity(1, 1, 1, bytes(16)),
+    minimum_durability=Level.PROCESS, drain_interval_seconds=3600, drain_size_bytes=1 << 40, begun=not fill)
+import time
+began = time.perf_counter()
+log, recovered = Log.open(options)
+taken = time.perf_counter() - began
+payload, index = bytes(300), 0
+while fill:
+    try:
+        log.append([entry(1, index + n, 0, payload) for n in range(1, 301)] + [hard_state(1, 1, index)])
+    except RingFull:
+        break
+    index += 300
+print(taken, index, recovered.replayed, recovered.last_index, flush=True)
+os._exit(0)
+"""
+
+
+def ring_recovery(disk: Path | None, ring: Path) -> Figures:
+    """Opening a log whose 64 MiB ring is full of records that are nowhere else, after a crash."""
+    with tempfile.TemporaryDirectory(dir=disk) as data, tempfile.TemporaryDirectory(dir=ring) as place:
+
+        def run(what: str) -> list[float]:
+            command = [sys.executable, "-c", _FILLER, data, place, what]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+            return [float(part) for part in done.stdout.split()]
+
+        _, written, _, _ = run("fill")
+        taken, _, replayed, last = run("open")
+        if last != written or replayed * 300 < 48 * _MEBIBYTE:
+            raise RuntimeError(f"the ring was not full: {written} written, {last} recovered, {replayed} replayed")
+        return {"ring-recovery": taken}
