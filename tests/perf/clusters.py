@@ -107,11 +107,24 @@ class Member:
         assert self.process is not None
         return process_resident_bytes(self.process.pid, shared=shared)
 
+    def forget_peak(self) -> None:
+        """Has the peak of resident memory begin anew."""
+        assert self.process is not None
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def peak_bytes(self) -> int:
+        """The peak of resident memory since then."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
 
 class Cluster:
     """A cluster of processes in one temporary folder; a context manager that leaves nothing behind."""
 
     kind = "cluster"
+    range_stream = False
+    """Whether its members have RangeStream."""
 
     def __init__(self, size: int, folder: Path | None = None, *, tls: bool = False) -> None:
         self._root = Path(tempfile.mkdtemp(prefix=f"{self.kind}-", dir=folder))
@@ -275,6 +288,7 @@ class RaftKVCluster(Cluster):
     """Members of RaftKV, with the ADR log on a folder (``adr_folder``) or in disk mode (without)."""
 
     kind = "raftkv"
+    range_stream = True
 
     def __init__(
         self,

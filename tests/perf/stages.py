@@ -188,6 +188,23 @@ def large_range(cluster: Cluster, wanted: Wanted) -> Figures:
     return {"range-10000": result.p50_us / 1e6}
 
 
+def range_stream(cluster: Cluster, wanted: Wanted) -> Figures:
+    """One client that reads 100,000 keys of 1 KiB: by RangeStream where there is one (etcd has it from 3.7 on), else by
+    Range; and what the member's memory grew by meanwhile, at most."""
+    session = Session(cluster, wanted)
+    session.fill(100_000, value_bytes=1024)
+    time.sleep(_SETTLE_SECONDS)
+    leader = cluster.leader()
+    leader.forget_peak()
+    before = leader.resident_bytes()
+    plan = loads.read(serializable=False, limit=0, stream=cluster.range_stream)
+    result = session.load(plan, 1, 50, seed=29)
+    received = result.outcome.snapshot.operations[0].answer_bytes
+    if received < result.ok * session.keys * 1024:
+        raise RuntimeError(f"{received} bytes cannot be {result.ok} answers of {session.keys} keys")
+    return {"range-stream": result.p50_us / 1e6, "range-stream-memory": leader.peak_bytes() - before}
+
+
 def watch_latency(cluster: Cluster, wanted: Wanted) -> Figures:
     """1,000 watchers on 50 streams see every put of an open loop of 20 per second."""
     session = Session(cluster, wanted)

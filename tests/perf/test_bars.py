@@ -107,6 +107,7 @@ def member() -> Iterator[RaftKVCluster]:
 _MEASURED = {
     "writes": stages.writes,
     "large-range": stages.large_range,
+    "range-stream": stages.range_stream,
     "watch-latency": stages.watch_latency,
     "memory-100000": stages.memory(100_000),
     "memory-1000000": stages.memory(1_000_000),
@@ -120,7 +121,9 @@ def test_a_stage_measures_the_figures_of_its_rows(stage: str, member: RaftKVClus
     wanted = frozenset(row.figure for row in ROWS if row.stage == stage)
     found = _MEASURED[stage](member, Wanted(wanted, 0.002))
     assert wanted <= set(found)
-    assert all(value > 0 for value in found.values())
+    # A member may have had the memory for a short stream before.
+    grown = found.pop("range-stream-memory", 0.0)
+    assert grown >= 0 and all(value > 0 for value in found.values())
 
 
 def test_stages_on_a_slow_disk_measure_the_figures_of_their_rows(tmp_path: Path) -> None:

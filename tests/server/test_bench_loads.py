@@ -126,6 +126,9 @@ def test_reads_find_what_was_put_first_and_say_what_is_missing(member: NodeProce
         assert measured.missed == 0
         assert outcome.all_latencies().count == 500
         assert measured.answer_bytes > 500 * max(1, limit) * 64 * (50 if limit == 0 else 0.3)
+    outcome = _run(member, loads.read(serializable=False, limit=0, stream=True), _SIZE, b"/read/")
+    assert outcome.all_latencies().count == 500
+    assert outcome.snapshot.operations[0].answer_bytes > 500 * 50 * 64
 
 
 def test_a_mix_keeps_its_ratio(member: NodeProcess) -> None:

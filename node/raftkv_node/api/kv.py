@@ -18,6 +18,7 @@ from raftkv_node.store.validate import (
     check_delete,
     check_put,
     check_range,
+    check_range_stream,
     check_txn,
     is_read_only,
     is_serializable,
@@ -157,3 +158,9 @@ def sort_ranges(call_ids: list[int], payloads: list[bytes], limit_bytes: int) ->
         else:
             ranges.linearizable.append((call_id, request))
     return ranges
+
+
+def admit_range_stream(payload: bytes, limit_bytes: int) -> rpc_pb2.RangeRequest | EtcdError:
+    """The request of a RangeStream, or what is wrong with it."""
+    request = _parse(rpc_pb2.RangeRequest.FromString, payload, limit_bytes)
+    return request if isinstance(request, EtcdError) else check_range_stream(request) or request

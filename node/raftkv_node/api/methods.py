@@ -39,6 +39,7 @@ class Method(IntEnum):
     SET_SETTINGS = 23
     RETIRE = 24
     RESTART_TICKET = 25
+    RANGE_STREAM = 26
 
 
 class MethodInfo(NamedTuple):
@@ -66,6 +67,7 @@ METHODS: Mapping[int, MethodInfo] = MappingProxyType(
         int(method): MethodInfo(service, name, kind)
         for method, service, name, kind in (
             (Method.RANGE, _KV, "Range", "unary"),
+            (Method.RANGE_STREAM, _KV, "RangeStream", "server_stream"),
             (Method.PUT, _KV, "Put", "unary"),
             (Method.DELETE_RANGE, _KV, "DeleteRange", "unary"),
             (Method.TXN, _KV, "Txn", "unary"),

@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     read = add("range", "reads")
     reads(read)
     read.add_argument("--limit", type=_whole(0), default=1, help="keys in each answer; 0: all (default 1)")
+    read.add_argument("--stream", action="store_true", help="by RangeStream (etcd from 3.7), not by Range")
     mixed = add("mixed", "puts and reads")
     reads(mixed)
     mixed.add_argument("--ratio", type=_ratio(2), default=(1, 9), help="puts:reads (default 1:9)")
@@ -147,7 +148,7 @@ def _plan(chosen: argparse.Namespace) -> LoadPlan:
         case "txn":
             return loads.cas() if chosen.cas else loads.txn(chosen.txn_ops)
         case "range":
-            return loads.read(serializable=serializable, limit=chosen.limit)
+            return loads.read(serializable=serializable, limit=chosen.limit, stream=chosen.stream)
         case "mixed":
             return loads.mixed(*chosen.ratio, serializable=serializable)
         case "watch" | "watch-latency":

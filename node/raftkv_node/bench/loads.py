@@ -16,6 +16,7 @@ _KEPT_KEYS = 1_000
 
 PUT = "/etcdserverpb.KV/Put"
 RANGE = "/etcdserverpb.KV/Range"
+RANGE_STREAM = "/etcdserverpb.KV/RangeStream"
 TXN = "/etcdserverpb.KV/Txn"
 WATCH = "/etcdserverpb.Watch/Watch"
 GRANT = "/etcdserverpb.Lease/LeaseGrant"
@@ -83,8 +84,8 @@ def put_operation(*, stamped: bool = False, weight: int = 1) -> Operation:
     return Operation("put", PUT, make, weight, creates=True, writes=True)
 
 
-def read_operation(*, serializable: bool, limit: int = 1, weight: int = 1) -> Operation:
-    """One key, or up to ``limit`` from a key on; 0: all of them."""
+def read_operation(*, serializable: bool, limit: int = 1, weight: int = 1, stream: bool = False) -> Operation:
+    """One key, or up to ``limit`` from a key on; 0: all of them. As a stream: a call lasts until its last piece."""
 
     def make(fill: Filling) -> Message:
         if limit == 1:
@@ -92,6 +93,8 @@ def read_operation(*, serializable: bool, limit: int = 1, weight: int = 1) -> Op
         first = fill.key() if limit else fill.shape.prefix
         return rpc_pb2.RangeRequest(key=first, range_end=fill.shape.end, limit=limit, serializable=serializable)
 
+    if stream:
+        return Operation("range-stream", RANGE_STREAM, make, weight)
     # To see whether something was found, an answer must be kept as a whole: not the large ones.
     verdict = RANGE_COUNT if 0 < limit <= _KEPT_KEYS else None
     return Operation("range", RANGE, make, weight, verdict=verdict, missed="found nothing")
@@ -144,9 +147,9 @@ def cas() -> LoadPlan:
     return LoadPlan([cas_operation()], knows_revisions=True)
 
 
-def read(*, serializable: bool, limit: int) -> LoadPlan:
+def read(*, serializable: bool, limit: int, stream: bool = False) -> LoadPlan:
     """Reads."""
-    return LoadPlan([read_operation(serializable=serializable, limit=limit)], needs_keys=True)
+    return LoadPlan([read_operation(serializable=serializable, limit=limit, stream=stream)], needs_keys=True)
 
 
 def mixed(puts: int, reads: int, *, serializable: bool) -> LoadPlan:

@@ -49,6 +49,7 @@ from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.moves import Moves
 from raftkv_node.server.openings import Openings, Told
 from raftkv_node.server.peers import Peers, PeerTls, Transport, members_frame
+from raftkv_node.server.rangestreams import RangeStreams
 from raftkv_node.server.reads import Reads
 from raftkv_node.server.replica import Replica, initial_state, raft_config
 from raftkv_node.server.resolver import make_resolver
@@ -164,6 +165,7 @@ class Member:
         self.tickets = Tickets(self.raft, self.changes, self._generations)
         self.moves = Moves(self.raft, tick)
         self.watches = Watches(self.store, transport, workers, metrics)
+        self.range_streams = RangeStreams(self.store, self.reads, transport, workers, metrics, config.max_request_bytes)
         self.ahead = Ahead(identity.member_id, self.store, self.writes, workers)
         self.applier = Applier(
             identity.member_id,
@@ -335,6 +337,7 @@ class Member:
             self.removed_from_cluster = True
             self._logger.warn("this member was removed from the cluster")
             self.watches.abandon(WAS_REMOVED)
+            self.range_streams.abandon(WAS_REMOVED)
 
     # -- openings (openings.py, gate.py) ------------------------------------------------------------------------------
 
@@ -436,6 +439,7 @@ class Member:
             self._logger.info("the lead is to move", to=shown(move.target), cause=str(move.cause))
         if self._leader_lost_at is not None and now - self._leader_lost_at >= 3 * self.config.election_timeout / 1000:
             self.watches.cancel_without_leader(NO_LEADER)
+            self.range_streams.cancel_without_leader(NO_LEADER)
 
     def advance(self, now: float) -> bool:
         """Everything between what has arrived and the answers; whether work is left for the next turn."""
@@ -719,10 +723,14 @@ class Member:
         ]
         return -max(heirs)[1] if heirs else 0
 
+    def stream_closed(self, call_id: int) -> bool:
+        """A client's stream is over; whether it was one that is known here."""
+        return self.watches.closed(call_id) or self.range_streams.closed(call_id)
+
     @property
     def busy(self) -> bool:
         """Whether clients wait for answers."""
-        return bool(self.writes.pending or self.writes.waiting or self.reads.waiting)
+        return bool(self.writes.pending or self.writes.waiting or self.reads.waiting or self.range_streams.count)
 
     def abandon(self) -> None:
         """End everything that clients wait for."""
@@ -730,6 +738,7 @@ class Member:
         self.reads.abandon(STOPPED)
         self.changes.abandon(STOPPED)
         self.watches.abandon(STOPPED)
+        self.range_streams.abandon(STOPPED)
 
     def close(self, clean: bool = True) -> None:
         """D9: the store commits what is durable, the log is drained and marked clean, last."""

@@ -259,7 +259,7 @@ class Node:
             self.engine.http_reply(event[1], 500, "text/plain", b"internal error\n")
             return
         if self.member is not None:
-            self.member.watches.closed(event[1])
+            self.member.stream_closed(event[1])
         self.engine.stream_close(event[1], INTERNAL_FAULT.grpc_code, INTERNAL_FAULT.message)
 
     def _discovered(self, discovery: Discovery, identity: Identity | None) -> None:
@@ -402,15 +402,18 @@ class Node:
                 self._send_health(number)
             elif member is not None:
                 member.watches.receive(number, event[2])
+                member.range_streams.receive(number, event[2], now)
         elif kind == _engine.EV_STREAM_HALF_CLOSE:
             if member is not None:
                 member.watches.end(number)
+                member.range_streams.half_closed(number)
         elif kind == _engine.EV_STREAM_DRAINED:
             if member is not None:
                 member.watches.drained(number)
+                member.range_streams.drained(number)
         elif kind == _engine.EV_CANCELLED:
             self._health_streams.pop(number, None)
-            if member is not None and not member.watches.closed(number):
+            if member is not None and not member.stream_closed(number):
                 self._cancelled.add(number)
         elif member is not None:
             member.peers.handle(event)
@@ -439,6 +442,8 @@ class Node:
             error = refusal or NOT_STARTED
             self.metrics.handled(method, error.grpc_code)
             self.engine.stream_close(call_id, error.grpc_code, error.message)
+        elif method == Method.RANGE_STREAM:
+            member.range_streams.open(call_id, needs_leader)
         else:
             member.watches.open(call_id, needs_leader, now)
 

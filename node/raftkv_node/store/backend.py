@@ -224,6 +224,23 @@ class Backend:
             get = txn.get
             return [find(chunks, rid) or get(rid) for rid in rids]
 
+    def read_some(self, rids: list[bytes], room_bytes: int) -> list[bytes]:
+        """The first of these records: all, or as many as have `room_bytes` together, and one at least.  `StoreError`
+        when one is not there.
+        """
+        chunks = self._chunks
+        found: list[bytes] = []
+        with self.env.begin(db=self.revisions) as txn:
+            for rid in rids:
+                record = find(chunks, rid) or txn.get(rid)
+                if record is None:
+                    raise StoreError("a record stands in the index but not in the backend")
+                found.append(record)
+                room_bytes -= len(record)
+                if room_bytes <= 0:
+                    break
+        return found
+
     def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """The first `limit` records with ids in [start, end), in order."""
         chunks = self._chunks[:]

@@ -117,6 +117,8 @@ PERMISSION = _error(PERMISSION_DENIED, "permission denied")
 INVALID_AUTH_TOKEN = _error(UNAUTHENTICATED, "invalid auth token")
 WATCH_CANCELED = _error(CANCELLED, "watch canceled")
 REQUEST_CANCELED = _error(CANCELLED, "request canceled")
+STREAM_WITH_SORT = EtcdError(UNIMPLEMENTED, "RangeStream does not support custom sort orders")
+STREAM_WITH_FILTER = EtcdError(UNIMPLEMENTED, "RangeStream does not support revision filters")
 MALFORMED_REQUEST = _error(INVALID_ARGUMENT, "malformed request")
 """Ours: the bytes are not a protobuf message of the method's request type."""
 

@@ -138,9 +138,19 @@ def range_response(request: RangeRequest, header: bytes, records: Sequence[bytes
         more = 0 < limit < total
     if request.keys_only:
         records = [without_value(record) for record in records]
+    return b"".join(_response_parts(header, records, more, total))
+
+
+def stream_piece(header: bytes, records: Sequence[bytes], *, more: bool, total: int) -> bytes:
+    """An encoded RangeStreamResponse: a piece of a RangeResponse in its only field."""
+    parts = _response_parts(header, records, more, total)
+    return b"".join((b"\x0a", varint(sum(map(len, parts))), *parts))
+
+
+def _response_parts(header: bytes, records: Sequence[bytes], more: bool, total: int) -> list[bytes]:
     parts = [header, *chain.from_iterable(zip(map(_record_head, map(len, records)), records, strict=True))]
     if more:
         parts.append(b"\x18\x01")
     if total:
         parts.append(b"\x20" + varint(total))
-    return b"".join(parts)
+    return parts

@@ -44,6 +44,7 @@ from .errors import (
 from .hashing import hash_records
 from .mvcc import Mvcc, RevisionEvents
 from .ranges import count_response, has_filters, interval_end, range_response, resolve_revision, scan_limit
+from .rangestream import RangeCursor
 from .reads import INLINE_BYTES, INLINE_KEYS, ApplyView, ColdRead, PinnedView, Pins, read_only_txn, rows_at
 from .recovery import recover
 from .txn import (
@@ -608,6 +609,24 @@ class Store:
             view.remember_total(key, end, total)
         compacted = mvcc.compact_revision
         return ColdRead(self._pins, revision, lambda: range_body(request, header, view, compacted))
+
+    def open_range(self, request: rpc_pb2.RangeRequest, piece_bytes: int) -> RangeCursor:
+        """A range of the applied state, to be read in pieces of `piece_bytes`.  Raises `EtcdError` as an answer."""
+        mvcc = self.mvcc
+        self.ranges_total += 1
+        current = mvcc.revision
+        revision = resolve_revision(request.revision, current, mvcc.compact_revision)
+        total = None
+        if revision == current:
+            with mvcc.lock:
+                total = mvcc.index.live.count(request.key, interval_end(request.range_end, request.key))
+        return RangeCursor(request, revision, self._header.field(current), total, piece_bytes)
+
+    def start_piece(self, cursor: RangeCursor) -> ColdRead:
+        """The next piece of a range, for a worker.  Raises `EtcdError` as an answer: its revision may be compacted."""
+        mvcc = self.mvcc
+        revision = resolve_revision(cursor.revision, mvcc.revision, mvcc.compact_revision)
+        return ColdRead(self._pins, revision, lambda: cursor.read(mvcc))
 
     def start_txn(self, request: rpc_pb2.TxnRequest) -> ColdRead:
         """A read-only transaction (`validate.is_read_only`) of the applied state, for a worker or to be run at once."""

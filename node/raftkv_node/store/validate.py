@@ -17,13 +17,19 @@ from .errors import (
     INVALID_SORT_OPTION,
     KEY_NOT_FOUND,
     LEASE_PROVIDED,
+    STREAM_WITH_FILTER,
+    STREAM_WITH_SORT,
     TOO_MANY_OPERATIONS,
     VALUE_PROVIDED,
     EtcdError,
 )
+from .ranges import has_filters
 
 DEFAULT_MAX_TXN_OPS: Final = 128
 _SORT_ORDERS: Final = frozenset(rpc_pb2.RangeRequest.SortOrder.values())
+_NONE: Final = rpc_pb2.RangeRequest.NONE
+_ASCEND: Final = rpc_pb2.RangeRequest.ASCEND
+_KEY: Final = rpc_pb2.RangeRequest.KEY
 _SORT_TARGETS: Final = frozenset(rpc_pb2.RangeRequest.SortTarget.values())
 
 
@@ -34,6 +40,15 @@ def check_range(request: rpc_pb2.RangeRequest) -> EtcdError | None:
     if request.sort_order not in _SORT_ORDERS or request.sort_target not in _SORT_TARGETS:
         return INVALID_SORT_OPTION
     return None
+
+
+def check_range_stream(request: rpc_pb2.RangeRequest) -> EtcdError | None:
+    """Static checks of a RangeStream: what would need the whole range first is not served as a stream (etcd 3.7)."""
+    if (error := check_range(request)) is not None:
+        return error
+    if request.sort_order != _NONE and (request.sort_target != _KEY or request.sort_order != _ASCEND):
+        return STREAM_WITH_SORT
+    return STREAM_WITH_FILTER if has_filters(request) else None
 
 
 def check_put(request: rpc_pb2.PutRequest) -> EtcdError | None:
