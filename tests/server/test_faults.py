@@ -40,7 +40,8 @@ def _node(error: Exception) -> tuple[Node, _Recorder]:
         opened=True,
         removed_from_cluster=False,
         peers=SimpleNamespace(handle=fail),
-        watches=SimpleNamespace(receive=fail, closed=lambda number: recorder.told.append(("closed", number))),
+        watches=SimpleNamespace(receive=fail),
+        stream_closed=lambda number: recorder.told.append(("closed", number)),
     )
     return node, recorder
 
