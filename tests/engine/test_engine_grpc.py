@@ -246,6 +246,29 @@ def test_half_sent_messages_are_bounded(launch: Callable[..., Harness]) -> None:
         assert channel.unary_unary(ECHO)(b"still here", timeout=10) == b"still here"
 
 
+def test_what_arrives_while_the_inbox_is_full_is_read_afterwards(launch: Callable[..., Harness]) -> None:
+    """A connection whose bytes came while nothing was read was forgotten: calls and window updates hung for ever."""
+    server = launch(max_inbox_bytes=4 * MIB).start()
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        grpc.insecure_channel(server.target, options=options) as loud,
+        grpc.insecure_channel(server.target, options=options) as quiet,
+    ):
+        for channel in (loud, quiet):
+            channel.unary_unary(ECHO)(b"connected", timeout=10)
+        server.pause()
+        calls = [loud.unary_unary(ECHO).future(bytes(10_000), timeout=60) for _ in range(1000)]
+        try:
+            wait_for(lambda: server.stat("inbox_full") > 0, "the inbox is full")
+            time.sleep(0.2)
+            waiting = quiet.unary_unary(ECHO).future(b"me, too", timeout=20)
+            time.sleep(0.2)
+        finally:
+            server.resume()
+        assert waiting.result() == b"me, too"
+        assert all(len(call.result()) == 10_000 for call in calls)
+
+
 def test_a_paused_handler_stops_the_clients_not_the_memory(launch: Callable[..., Harness]) -> None:
     server = launch(max_inbox_bytes=4 * MIB).start()
     message = bytes(10_000)  # fits a frame, so that few messages are half received

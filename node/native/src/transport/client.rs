@@ -117,10 +117,9 @@ impl Client {
         self.sock.hung_up = true;
     }
 
-    /// The kernel has something for us.
-    pub fn readable(&mut self, w: &mut World, scratch: &mut [u8]) -> Fate {
+    /// The kernel has something for us. It says so once: to be noted even when nothing may be read now.
+    pub fn readable(&mut self) {
         self.sock.readable = true;
-        self.read(w, scratch)
     }
 
     /// Reads what there is, within the budget, and writes what that led to.

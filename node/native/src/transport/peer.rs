@@ -204,9 +204,9 @@ impl Peer {
         self.flush(w)
     }
 
-    pub fn readable(&mut self, w: &mut World, scratch: &mut [u8]) -> Option<bool> {
+    /// The kernel has something for us. It says so once: to be noted even when nothing may be read now.
+    pub fn readable(&mut self) {
         self.sock.readable = true;
-        self.read(w, scratch)
     }
 
     /// Reads what there is. None: close; Some(true): there is more.

@@ -209,8 +209,11 @@ impl Reactor {
                 if event.is_read_closed() {
                     client.hung_up();
                 }
+                if event.is_readable() {
+                    client.readable();
+                }
                 if event.is_readable() && !full {
-                    fate = client.readable(&mut self.w, &mut self.scratch); // flushes, too
+                    fate = client.read(&mut self.w, &mut self.scratch); // flushes, too
                 } else if event.is_writable() {
                     fate = client.flush(&mut self.w);
                 }
@@ -219,10 +222,13 @@ impl Reactor {
                 if event.is_read_closed() {
                     peer.hung_up();
                 }
+                if event.is_readable() {
+                    peer.readable();
+                }
                 if event.is_writable() && !peer.writable(&mut self.w) {
                     fate = Fate::Close;
                 } else if event.is_readable() && !full {
-                    fate = peer_fate(peer.readable(&mut self.w, &mut self.scratch));
+                    fate = peer_fate(peer.read(&mut self.w, &mut self.scratch));
                 }
             }
         }
