@@ -19,6 +19,9 @@ from dax_kernel import Kernel
 BOOT_SECONDS = 180.0
 """Bound for a boot, and for each command: it tells "hangs" from "works" under emulation on a busy machine."""
 _NVDIMM_LABEL_BYTES = 16 << 20
+_KERNEL_OPTIONS = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr"
+_CHECKOUT = Path(__file__).parents[2]
+"""Where the guest finds the programs, in the host's file system."""
 _POLL_SECONDS = 0.05
 
 
@@ -64,7 +67,7 @@ class Machine:
             *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "2"),
             *("-machine", "q35,nvdimm=on,nvdimm-persistence=mem-ctrl", "-m", "1G,slots=2,maxmem=4G"),
             *("-kernel", str(self.kernel.image), "-initrd", str(self.kernel.initial)),
-            *("-append", f"console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr{memmap}"),
+            *("-append", f"{_KERNEL_OPTIONS} raftkv.checkout={_CHECKOUT}{memmap}"),
             *("-serial", f"file:{self.share / 'console'}"),
             *("-object", f"memory-backend-file,id=pmem,share=on,mem-path={self.nvdimm},size={size}"),
             *("-device", f"nvdimm,id=nvdimm0,memdev=pmem,label-size={_NVDIMM_LABEL_BYTES}"),
