@@ -12,12 +12,14 @@ would have given: header, `more` and `count` come with the last.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from itertools import accumulate
+from typing import TYPE_CHECKING, cast
 
 from raftkv_node.pb import rpc_pb2
 
 from .ranges import interval_end, stream_piece, without_value
-from .reads import SLICE_KEYS, PinnedView
+from .reads import SLICE_KEYS, PinnedView, look_up
 
 if TYPE_CHECKING:
     from .mvcc import Mvcc
@@ -70,9 +72,9 @@ class RangeCursor:
         first = not self._sent
         while True:
             asked = self._slice_keys
-            taken, whole, exhausted = self._slice(mvcc, asked, self._piece_bytes - size)
+            taken, taken_bytes, whole, exhausted = self._slice(mvcc, asked, self._piece_bytes - size)
             records += taken
-            size += sum(map(len, taken))
+            size += taken_bytes
             self._sent += len(taken)
             if self._sent in (self._limit or -1, self._total):
                 return self._last(mvcc, records, exhausted=False)
@@ -83,32 +85,34 @@ class RangeCursor:
                 return stream_piece(b"", records, more=False, total=0)
             time.sleep(0)  # other threads want the interpreter, too
 
-    def _slice(self, mvcc: Mvcc, keys_wanted: int, room_bytes: int) -> tuple[list[bytes], bool, bool]:
-        """Records of the next keys, as far as there is room (one always fits); whether that was all of them; and
-        whether it was the range's end.
+    def _slice(self, mvcc: Mvcc, keys_wanted: int, room_bytes: int) -> tuple[list[bytes], int, bool, bool]:
+        """Records of the next keys, as far as there is room (one always fits), and their size; whether that was all of
+        them; and whether it was the range's end.
         """
         with mvcc.lock:
-            keys = mvcc.index.candidates(self._next, self._end, keys_wanted)
-            rows = mvcc.index.select(keys, self.revision)
-            if self._limit:
-                rows = rows[: self._limit - self._sent]
-            cached = mvcc.cache.get
-            found = [cached(key) if newest else None for key, _, newest in rows]
-        missing = [row[1] for row, record in zip(rows, found, strict=True) if record is None]
-        values = iter(mvcc.backend.read_some(missing, room_bytes) if missing else ())
-        taken: list[bytes] = []
-        for (key, _, _), hot in zip(rows, found, strict=True):
-            record = hot if hot is not None else next(values, None)
-            if record is None or (room_bytes <= 0 and taken):
-                return taken, False, False
-            taken.append(without_value(record) if self._keys_only else record)
-            room_bytes -= len(taken[-1])
-            self._next = key + b"\0"
-        if len(keys) < keys_wanted:
-            return taken, True, True
-        if not self._limit or self._sent + len(taken) < self._limit:
-            self._next = keys[-1] + b"\0"
-        return taken, True, False
+            rows = look_up(mvcc, self._next, self._end, self.revision, keys_wanted)
+        if self._limit:
+            rows = rows.cut(self._limit - self._sent)
+        records = (
+            rows.filled(mvcc.backend.read_some(rows.missing, room_bytes))
+            if rows.missing
+            else cast(list[bytes], rows.records)
+        )
+        if self._keys_only:
+            records = list(map(without_value, records))
+        ends = list(accumulate(map(len, records)))
+        kept = min(bisect_left(ends, room_bytes) + 1, len(records))
+        whole = kept == len(rows.keys)
+        if not whole:
+            del records[kept:]
+        if kept:
+            self._next = rows.keys[kept - 1] + b"\0"
+        if whole and rows.last is not None and not self._limit_reached(kept):
+            self._next = rows.last + b"\0"
+        return records, ends[kept - 1] if kept else 0, whole, whole and rows.last is None
+
+    def _limit_reached(self, more: int) -> bool:
+        return 0 < self._limit == self._sent + more
 
     def _last(self, mvcc: Mvcc, records: list[bytes], *, exhausted: bool) -> bytes:
         """The last piece: with the header, and how many keys the whole range has."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.pb.kv_pb2 import KeyValue
@@ -79,6 +79,55 @@ def rows_at(
     return [(k, rid) for k, rid, _ in (found[:limit] if limit else found)], len(found)
 
 
+class Rows(NamedTuple):
+    """A stretch of the key space at a revision, as far as memory knows it."""
+
+    keys: list[bytes]
+    """Those that exist there, in order."""
+    records: list[bytes | None]
+    """Theirs; `None` for what the backend has to tell."""
+    missing: list[bytes]
+    """The record ids of those, in order."""
+    last: bytes | None
+    """The last key looked at, where there may be more."""
+
+    def cut(self, limit: int) -> Rows:
+        """The first `limit` of them."""
+        if len(self.keys) <= limit:
+            return self
+        records = self.records[:limit]
+        return Rows(self.keys[:limit], records, self.missing[: records.count(None)], self.last)
+
+    def filled(self, found: list[bytes]) -> list[bytes]:
+        """The records with what the backend had; as many as it told of, from the first on."""
+        values = iter(found)
+        records: list[bytes] = []
+        for record in self.records:
+            if record is None and (record := next(values, None)) is None:
+                break
+            records.append(record)
+        return records
+
+
+def look_up(mvcc: Mvcc, start: bytes, end: bytes | None, revision: int, keys_wanted: int) -> Rows:
+    """The next `keys_wanted` keys of [start, end) at a revision; fewer may exist there.  Needs the lock in a worker."""
+    index, cached = mvcc.index, mvcc.cache.get
+    if revision >= mvcc.read_revision:
+        # Nothing was written since: what lives is what is asked for, and what is cached is its record.
+        keys = index.live.slice(start, end, keys_wanted)
+        looked_at, records = keys, list(map(cached, keys))
+        entries = index.entries
+        gone = [key for key, one in zip(keys, records, strict=True) if one is None] if None in records else []
+        missing = [entries[key][0] for key in gone]
+    else:
+        looked_at = index.candidates(start, end, keys_wanted)
+        rows = index.select(looked_at, revision)
+        keys = [row[0] for row in rows]
+        records = [cached(key) if newest else None for key, _, newest in rows]
+        missing = [row[1] for row, one in zip(rows, records, strict=True) if one is None]
+    return Rows(keys, records, missing, looked_at[-1] if len(looked_at) == keys_wanted else None)
+
+
 class ApplyView:
     """The state as the thread that applies sees it, open revision included.  Misses read LMDB at once, and are
     counted.
@@ -144,28 +193,22 @@ class PinnedView:
         while start is not None:
             if known is not None and (not fetch or (limit and len(records) >= limit)):
                 return records, known
+            if not fetch:
+                with mvcc.lock:
+                    keys = mvcc.index.candidates(start, end, SLICE_KEYS)
+                    total += len(mvcc.index.select(keys, revision))
+                start = keys[-1] + b"\0" if len(keys) == SLICE_KEYS else None
+                time.sleep(0)
+                continue
             with mvcc.lock:
-                keys = mvcc.index.candidates(start, end, SLICE_KEYS)
-                rows = mvcc.index.select(keys, revision)
-                total += len(rows)
-                if not fetch:
-                    rows = []
-                elif limit:
-                    rows = rows[: limit - len(records)]
-                cached = mvcc.cache.get
-                found = [cached(k) if newest else None for k, _, newest in rows]
-            start = keys[-1] + b"\0" if len(keys) == SLICE_KEYS else None
-            records += self._complete(rows, found)
+                rows = look_up(mvcc, start, end, revision, SLICE_KEYS)
+            total += len(rows.keys)
+            start = rows.last + b"\0" if rows.last is not None else None
+            if limit:
+                rows = rows.cut(limit - len(records))
+            records += rows.filled(self._read(rows.missing)) if rows.missing else cast(list[bytes], rows.records)
             time.sleep(0)
         return records, total
-
-    def _complete(self, rows: list[tuple[bytes, bytes, bool]], found: list[bytes | None]) -> list[bytes]:
-        """What was found in memory, and the rest from the backend."""
-        if None not in found:
-            return cast(list[bytes], found)
-        missing = [row[1] for row, record in zip(rows, found, strict=True) if record is None]
-        values = iter(self._read(missing))
-        return [record if record is not None else next(values) for record in found]
 
     def _read(self, rids: list[bytes]) -> list[bytes]:
         if not rids:
