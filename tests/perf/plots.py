@@ -1,7 +1,7 @@
-"""The curves of docs/performance.md: puts per second and latency over the number of clients, latency percentiles, and a
-time line through a stall of all disks.
+"""The curves of docs/performance.md: puts per second and latency over the number of clients, latency percentiles, also
+over what a flush of the disk costs, and a time line through a stall of all disks.
 
-    make bench-plots                          measures (about five minutes) and draws into docs/images
+    make bench-plots                          measures (about eight minutes) and draws into docs/images
     python tests/perf/plots.py --draw FILE    draws again what was measured before
 
 Every kind of cluster is started afresh in each round, in turn; a point is the median over rounds, its bar the spread.
@@ -28,6 +28,10 @@ from svg import Axis, Line, chart
 
 _ROOT = Path(__file__).parents[2]
 _COLUMNS = ("etcd", "adr", "disk", "etcd-nofsync")
+_SLOW_COLUMNS = ("etcd-slow", "disk-slow", "adr-slow")
+_FLUSH_MS = (0, 1, 2, 5, 10)
+_FLUSH_PERCENTILES = (50.0, 99.0)
+_FLUSH_CALLS = 6_000
 _STALL_COLUMNS = ("etcd-slow", "adr-slow")
 _CLIENTS = {1: 800, 10: 5_000, 100: 20_000, 1000: 40_000}
 """Calls in flight, and how many calls."""
@@ -37,6 +41,11 @@ _OF_PERCENTILES = 100
 
 Samples = dict[str, dict[str, list[dict[str, float]]]]
 """By column and calls in flight, one for each round: puts per second, and latencies in milliseconds by percentile."""
+
+
+def _short(column: str) -> str:
+    """The title of a kind of cluster where all have the same disk."""
+    return COLUMNS[column].title.removesuffix(", slow disk")
 
 
 def measure(setup: Setup, rounds: int, scale: float) -> Samples:
@@ -54,6 +63,42 @@ def measure(setup: Setup, rounds: int, scale: float) -> Samples:
                     found = {f"{p:g}": latencies.percentile(p) / 1e6 for p in _PERCENTILES}
                     samples[column][str(clients)].append({"per_second": result.per_second, **found})
     return samples
+
+
+FlushCosts = dict[str, dict[str, dict[str, float]]]
+"""By column and what a flush takes longer, in milliseconds: latencies in milliseconds by percentile."""
+
+
+def measure_flushes(setup: Setup) -> FlushCosts:
+    """Puts while each flush of the disk takes so much longer, on every kind of cluster."""
+    costs: FlushCosts = {}
+    for column in _SLOW_COLUMNS:
+        print(f"flushes: {column}", file=sys.stderr, flush=True)
+        with COLUMNS[column].make(setup) as cluster:
+            session = Session(cluster, Wanted(frozenset()))
+            session.fill(20_000)
+            costs[column] = {}
+            for milliseconds in _FLUSH_MS:
+                with setup.slow_disk().flushes_take(milliseconds):
+                    result = session.puts(_OF_PERCENTILES, _FLUSH_CALLS, seed=59 + milliseconds)
+                latencies = result.outcome.all_latencies()
+                costs[column][str(milliseconds)] = {f"{p:g}": latencies.percentile(p) / 1e6 for p in _FLUSH_PERCENTILES}
+    return costs
+
+
+def draw_flushes(costs: FlushCosts) -> str:
+    """The chart of the percentiles over the cost of a flush."""
+    lines = [
+        Line(f"{_short(column)}, {p:g}%", [(float(ms), found[f"{p:g}"]) for ms, found in by_cost.items()])
+        for column, by_cost in costs.items()
+        for p in _FLUSH_PERCENTILES
+    ]
+    return chart(
+        f"Put latency, five members, {_OF_PERCENTILES} in flight",
+        Axis("a flush takes longer by, milliseconds"),
+        Axis("milliseconds", logarithmic=True),
+        lines,
+    )
 
 
 TimeLines = dict[str, list[tuple[float, float]]]
@@ -79,7 +124,7 @@ def draw_stall(lines: TimeLines) -> str:
         f"Five members at half load, all disks stalled from {begin:g} s to {end:g} s",
         Axis("seconds"),
         Axis("slowest put, milliseconds", logarithmic=True),
-        [Line(COLUMNS[column].title, points) for column, points in lines.items()],
+        [Line(_short(column), points) for column, points in lines.items()],
     )
 
 
@@ -142,17 +187,20 @@ def main() -> int:
         except PackageUnavailable as error:
             print(f"bench-plots: {error}", file=sys.stderr)
             return 2
-        document = {"clients": measure(setup, options.rounds, options.scale), "stall": {}}
+        document = {"clients": measure(setup, options.rounds, options.scale), "stall": {}, "flushes": {}}
         try:
             with SlowDisk(options.disk) as slow:
+                document["flushes"] = measure_flushes(replace(setup, slow=slow))
                 document["stall"] = measure_stall(replace(setup, slow=slow))
         except NoSlowDisk as error:
-            print(f"no time line through a stall: {error}", file=sys.stderr)
+            print(f"no curves of slow disks: {error}", file=sys.stderr)
         options.into.mkdir(parents=True, exist_ok=True)
         path = options.into / f"plots-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
         path.write_text(json.dumps(document, indent=1))
         print(f"samples in {path}")
     drawn = draw(document["clients"])
+    if document["flushes"]:
+        drawn["bench-flushes.svg"] = draw_flushes(document["flushes"])
     if document["stall"]:
         drawn["bench-stall.svg"] = draw_stall(document["stall"])
     options.images.mkdir(parents=True, exist_ok=True)

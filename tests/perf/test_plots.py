@@ -85,4 +85,15 @@ def test_a_time_line_shows_the_intervals_in_which_something_was_answered() -> No
         {"etcd-slow": [(0.1, 2.0), (2.2, 2000.0)], "adr-slow": [(0.1, 1.0), (0.2, 1.5), (2.2, 3.0)]}
     )
     assert len(_circles(text)) == 5
-    assert "etcd, slow disk" in text
+    assert ">etcd<" in text and ">RaftKV, ring on tmpfs<" in text
+
+
+def test_the_cost_of_a_flush_has_a_line_for_each_percentile_and_column() -> None:
+    costs = {
+        column: {str(ms): {f"{p:g}": factor * (ms + p) for p in plots._FLUSH_PERCENTILES} for ms in plots._FLUSH_MS}
+        for factor, column in enumerate(plots._SLOW_COLUMNS, start=1)
+    }
+    text = plots.draw_flushes(costs)
+    assert len(_circles(text)) == len(plots._SLOW_COLUMNS) * len(plots._FLUSH_PERCENTILES) * len(plots._FLUSH_MS)
+    for column in plots._SLOW_COLUMNS:
+        assert f"{plots._short(column)}, 99%" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -356,6 +357,26 @@ def test_the_backend_thread_commits_by_itself(tmp_path: Path) -> None:
     again = Store.open(tmp_path / "s", start_thread=False)
     assert again.applied_index == 2
     again.close()
+
+
+def test_a_commit_rests_between_slices_unless_it_is_hurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a stall all members commit seconds of changes at once, and their clients waited for the processor."""
+    monkeypatch.setattr(backend, "REST_PER_WORK", 1e9)
+    taken: list[float] = []
+    for hurried, rest_seconds in ((False, 0.2), (True, 30.0)):
+        monkeypatch.setattr(backend, "MAX_REST_SECONDS", rest_seconds)
+        driver = Driver(tmp_path / str(hurried), start_thread=True, commit_interval_seconds=0.001)
+        driver.apply(*(rpc_pb2.PutRequest(key=b"k%04d" % n, value=b"v") for n in range(backend.SLICE_RECORDS)))
+        began = time.monotonic()
+        driver.store.set_durable_index(driver.index)
+        if hurried:
+            driver.store.close()
+        else:
+            while driver.store.committed_index < driver.index:
+                time.sleep(0.001)
+        taken.append(time.monotonic() - began)
+        driver.close()
+    assert taken[0] > 0.2 and taken[1] < 30
 
 
 def test_a_foreign_format_version_is_refused(driver: Driver) -> None:

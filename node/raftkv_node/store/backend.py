@@ -14,6 +14,10 @@ Deletions made by compaction travel behind the compaction's own chunk and can ne
 **Python's interpreter lock.**  LMDB takes a slice of records (`SLICE_BYTES`, `SLICE_RECORDS`) in one call of well
 under a millisecond; between slices other threads run.  The sync itself runs without the lock.
 
+**Pace.**  After a disk has stalled, all members have seconds of changes to commit at the same moment.  A commit that
+nobody waits for rests between its slices, so that those who serve clients have the processor meanwhile; one that is
+hurried (much is buffered, or the store is closed) does not.
+
 **Failure.**  A transaction or sync that fails is not retried: after a failed sync nobody knows what the page cache
 holds.  The error is latched, the queue grows no further use, and the node must stop.
 
@@ -43,6 +47,9 @@ UNLIMITED_QUOTA_BYTES = 1 << 40
 """What a negative quota, none, stands for: address space is reserved once, so that there must be some bound."""
 SLICE_RECORDS = 1024
 SLICE_BYTES = 512 << 10
+REST_PER_WORK = 3.0
+"""For how long a commit rests after a slice, as a multiple of what that took."""
+MAX_REST_SECONDS = 0.01
 TRANSACTION_BYTES = 16 << 20
 """A transaction takes no further chunk once it has so much."""
 MAX_READERS = 512
@@ -376,7 +383,9 @@ class Backend:
         with self.env.begin(write=True) as txn:
             cursor = txn.cursor(self.revisions)
             for piece in _slices(chunks):
+                began = time.monotonic()
                 consumed, _ = cursor.putmulti(piece, append=True)
+                self._rest(time.monotonic() - began)
                 if consumed != len(piece):
                     raise StoreError(f"LMDB took {consumed} of {len(piece)} records")
             for chunk in chunks:
@@ -394,6 +403,11 @@ class Backend:
                     txn.delete(MEMBER_ID.pack(member), db=self.members)
                 else:
                     txn.put(MEMBER_ID.pack(member), attributes, db=self.members)
+
+    def _rest(self, worked_seconds: float) -> None:
+        """Leaves the processor to others for a while, unless somebody waits."""
+        if self._thread is not None:
+            self._hurry.wait(min(REST_PER_WORK * worked_seconds, MAX_REST_SECONDS))
 
     def _measure(self) -> None:
         info = self.env.info()
