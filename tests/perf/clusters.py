@@ -47,6 +47,10 @@ def process_cpu_seconds(pid: int) -> float:
 def process_resident_bytes(pid: int, *, shared: bool = True) -> int:
     """Resident memory of a process now; ``shared``: with its pages on tmpfs (a ring)."""
     kinds = ("RssAnon", "RssFile", "RssShmem") if shared else ("RssAnon", "RssFile")
+    return _status_bytes(pid, *kinds)
+
+
+def _status_bytes(pid: int, *kinds: str) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return sum(int(fields[kind].split()[0]) << 10 for kind in kinds)
@@ -115,8 +119,7 @@ class Member:
     def peak_bytes(self) -> int:
         """The peak of resident memory since then."""
         assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) << 10
+        return _status_bytes(self.process.pid, "VmHWM")
 
 
 class Cluster:

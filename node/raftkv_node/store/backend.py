@@ -30,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import sys
 import threading
 import time
 from bisect import bisect_right
@@ -231,10 +232,12 @@ class Backend:
             get = txn.get
             return [find(chunks, rid) or get(rid) for rid in rids]
 
-    def read_some(self, rids: list[bytes], room_bytes: int) -> list[bytes]:
+    def read_some(self, rids: list[bytes], room_bytes: int = sys.maxsize) -> list[bytes]:
         """The first of these records: all, or as many as have `room_bytes` together, and one at least.  `StoreError`
         when one is not there.
         """
+        if not rids:
+            return []
         chunks = self._chunks
         found: list[bytes] = []
         with self.env.begin(db=self.revisions) as txn:

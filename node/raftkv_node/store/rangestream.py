@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from itertools import accumulate
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from raftkv_node.pb import rpc_pb2
 
@@ -93,11 +93,7 @@ class RangeCursor:
             rows = look_up(mvcc, self._next, self._end, self.revision, keys_wanted)
         if self._limit:
             rows = rows.cut(self._limit - self._sent)
-        records = (
-            rows.filled(mvcc.backend.read_some(rows.missing, room_bytes))
-            if rows.missing
-            else cast(list[bytes], rows.records)
-        )
+        records = rows.filled(mvcc.backend.read_some(rows.missing, room_bytes))
         if self._keys_only:
             records = list(map(without_value, records))
         ends = list(accumulate(map(len, records)))

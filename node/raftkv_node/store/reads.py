@@ -17,7 +17,6 @@ from raftkv_node.pb import rpc_pb2
 from raftkv_node.pb.kv_pb2 import KeyValue
 
 from .encoding import field, main_of
-from .errors import StoreError
 from .txn import Path, check_ranges, range_in_path, txn_response
 
 if TYPE_CHECKING:
@@ -100,6 +99,8 @@ class Rows(NamedTuple):
 
     def filled(self, found: list[bytes]) -> list[bytes]:
         """The records with what the backend had; as many as it told of, from the first on."""
+        if not self.missing:
+            return cast(list[bytes], self.records)
         values = iter(found)
         records: list[bytes] = []
         for record in self.records:
@@ -177,53 +178,47 @@ class PinnedView:
     def read_revision(self) -> int:
         return self._revision
 
-    def _slices(self, key: bytes, end: bytes | None, revision: int, limit: int, fetch: bool) -> tuple[list[bytes], int]:
+    def rows(self, key: bytes, end: bytes | None, revision: int, limit: int) -> tuple[list[bytes], int]:
         mvcc = self._mvcc
-        records: list[bytes] = []
-        total = 0
         if key + b"\0" == end:
             with mvcc.lock:
                 rid = mvcc.index.at(key, revision)
                 hot = mvcc.hot(key, rid) if rid is not None else None
-            if rid is None:
-                return [], 0
-            return ([hot or self._read([rid])[0]] if fetch else []), 1
-        known = self._totals.get((key, end)) if revision == self._revision else None
+            return ([], 0) if rid is None else ([hot or mvcc.backend.read_some([rid])[0]], 1)
+        known = self._known(key, end, revision)
+        records: list[bytes] = []
+        total = 0
         start: bytes | None = key
         while start is not None:
-            if known is not None and (not fetch or (limit and len(records) >= limit)):
+            if known is not None and limit and len(records) >= limit:
                 return records, known
-            if not fetch:
-                with mvcc.lock:
-                    keys = mvcc.index.candidates(start, end, SLICE_KEYS)
-                    total += len(mvcc.index.select(keys, revision))
-                start = keys[-1] + b"\0" if len(keys) == SLICE_KEYS else None
-                time.sleep(0)
-                continue
             with mvcc.lock:
                 rows = look_up(mvcc, start, end, revision, SLICE_KEYS)
             total += len(rows.keys)
             start = rows.last + b"\0" if rows.last is not None else None
             if limit:
                 rows = rows.cut(limit - len(records))
-            records += rows.filled(self._read(rows.missing)) if rows.missing else cast(list[bytes], rows.records)
+            records += rows.filled(mvcc.backend.read_some(rows.missing))
             time.sleep(0)
         return records, total
 
-    def _read(self, rids: list[bytes]) -> list[bytes]:
-        if not rids:
-            return []
-        found = self._mvcc.backend.read_many(rids)
-        records = [record for record in found if record is not None]
-        if len(records) != len(rids):
-            raise StoreError("a record stands in the index but not in the backend")
-        return records
-
-    def rows(self, key: bytes, end: bytes | None, revision: int, limit: int) -> tuple[list[bytes], int]:
-        return self._slices(key, end, revision, limit, True)
-
     def count(self, key: bytes, end: bytes | None, revision: int) -> int:
-        return self._slices(key, end, revision, 0, False)[1]
+        mvcc = self._mvcc
+        known = self._known(key, end, revision)
+        if known is not None:
+            return known
+        total = 0
+        start: bytes | None = key
+        while start is not None:
+            with mvcc.lock:
+                keys = mvcc.index.candidates(start, end, SLICE_KEYS)
+                total += len(mvcc.index.select(keys, revision))
+            start = keys[-1] + b"\0" if len(keys) == SLICE_KEYS else None
+            time.sleep(0)
+        return total
+
+    def _known(self, key: bytes, end: bytes | None, revision: int) -> int | None:
+        return self._totals.get((key, end)) if revision == self._revision else None
 
     def numbers(self, key: bytes) -> tuple[int, int, int] | None:
         records, _ = self.rows(key, key + b"\0", self._revision, 1)
