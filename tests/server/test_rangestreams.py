@@ -53,7 +53,10 @@ class Server:
         self.workers = Workers(0, lambda: None)
         self.reads = Reads(7.0)
         self.metrics = Metrics()
-        self.streams = RangeStreams(self.store, self.reads, self.transport, self.workers, self.metrics, PIECE_BYTES)
+        self.now = 0.0
+        self.streams = RangeStreams(
+            self.store, self.reads, self.transport, self.workers, self.metrics, PIECE_BYTES, lambda: self.now
+        )
 
     def apply(self, kind: int, request: rpc_pb2.PutRequest | rpc_pb2.CompactionRequest) -> None:
         batch = commands.decode_batch(commands.encode_batch(1, 1, bytes((kind,)), [request.SerializeToString()]))
@@ -193,6 +196,56 @@ def test_streams_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) ->
     assert server.answer(2).count == 100
 
 
+def test_a_client_that_stands_still_keeps_its_place_until_another_wants_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rangestreams, "MAX_RANGE_STREAMS", 2)
+    server.transport.queued_bytes = STREAM_QUEUE_HIGH_BYTES
+    server.open(1)
+    server.work()
+    server.now = 10.0
+    server.streams.open(2, False)  # and never says what it wants
+    server.now = rangestreams.STILL_SECONDS - 1
+    server.open(3)
+    assert set(server.transport.ended) == {3}, "nobody has stood still for long"
+    server.streams.drained(1)
+    server.work()
+    server.now = rangestreams.STILL_SECONDS + 10.0
+    server.open(4)
+    assert set(server.transport.ended) == {2, 3}, "it goes to the one that moved longest ago"
+    assert server.transport.ended[2] == (TOO_MANY_REQUESTS.grpc_code, TOO_MANY_REQUESTS.message)
+    server.open(5)
+    assert set(server.transport.ended) == {2, 3, 5}
+    server.transport.queued_bytes = 0
+    server.streams.drained(1)
+    server.work()
+    assert server.answer(1).count == 100, "a slow one loses nothing"
+
+
+def test_a_stop_waits_for_streams_that_move(server: Server) -> None:
+    assert not server.streams.moving
+    server.transport.queued_bytes = STREAM_QUEUE_HIGH_BYTES
+    server.open(1)
+    assert server.streams.moving
+    server.now = 2 * rangestreams.MOVING_SECONDS
+    assert server.streams.moving, "its piece is being read"
+    server.work()
+    assert not server.streams.moving, "its client takes nothing"
+    server.streams.drained(1)
+    assert server.streams.moving
+
+
+def test_many_streams_have_small_pieces(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rangestreams, "PIECES_BYTES", 2000)
+    monkeypatch.setattr(rangestreams, "MIN_PIECE_BYTES", 400)
+    for call_id in range(8):
+        server.open(call_id)
+    server.work()
+    largest = [max(map(len, server.transport.sent[call_id])) for call_id in range(8)]
+    assert largest[:2] == largest[1:2] * 2 and largest[1] > largest[2] > largest[3] > largest[4] == largest[7] > 400
+    assert all(server.answer(call_id).count == 100 for call_id in range(8))
+
+
 def test_streams_end_with_the_leader_or_the_member(server: Server) -> None:
     server.open(1, needs_leader=True)
     server.open(2)
@@ -221,6 +274,13 @@ def memory_bytes(node: NodeProcess, name: str) -> int:
     raise AssertionError(name)
 
 
+def gauge(node: NodeProcess, name: str) -> float:
+    for line in node.get("/metrics")[1].splitlines():
+        if line.startswith(name + " "):
+            return float(line.split()[1])
+    raise AssertionError(name)
+
+
 def test_a_node_streams_more_than_it_could_hold_for_a_slow_client(node: NodeProcess) -> None:
     """60 MB of values for eight clients that do not read: a few MB of memory each, and the others are served."""
     with channel(node.endpoint) as connection:
@@ -228,7 +288,8 @@ def test_a_node_streams_more_than_it_could_hold_for_a_slow_client(node: NodeProc
         value = bytes(500_000)
         for n in range(120):
             kv.Put(rpc_pb2.PutRequest(key=b"k%03d" % n, value=value), timeout=20)
-        before = memory_bytes(node, "VmRSS")
+        wait_until("all is committed", lambda: gauge(node, "raftkv_backend_buffered_bytes") == 0)
+        before = memory_bytes(node, "RssAnon")
         request = rpc_pb2.RangeRequest(key=b"k", range_end=b"l")
         # One connection each, so that their windows are their own.
         slow = [grpc.insecure_channel(node.endpoint, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(8)]
@@ -238,7 +299,7 @@ def test_a_node_streams_more_than_it_could_hold_for_a_slow_client(node: NodeProc
             assert all(1 <= len(first.kvs) <= 10 for first in firsts)
             time.sleep(0.5)
             assert kv.Range(rpc_pb2.RangeRequest(key=b"k000"), timeout=20).count == 1
-            assert memory_bytes(node, "VmRSS") - before < 8 * (8 << 20)
+            assert memory_bytes(node, "RssAnon") - before < 8 * (8 << 20)
             for stream, first in zip(streams, firsts, strict=True):
                 whole = rpc_pb2.RangeStreamResponse(range_response=first)
                 for piece in stream:

@@ -359,24 +359,61 @@ def test_the_backend_thread_commits_by_itself(tmp_path: Path) -> None:
     again.close()
 
 
+def slow_rests(monkeypatch: pytest.MonkeyPatch, rest_seconds: float) -> None:
+    monkeypatch.setattr(backend, "REST_PER_WORK", 1e9)
+    monkeypatch.setattr(backend, "MAX_REST_SECONDS", rest_seconds)
+
+
+def seconds_to_commit(driver: Driver, then: Callable[[], None] | None = None) -> float:
+    began = time.monotonic()
+    driver.store.set_durable_index(driver.index)
+    if then is not None:
+        then()
+    while driver.store.committed_index < driver.index:
+        time.sleep(0.001)
+    return time.monotonic() - began
+
+
+def puts(slices: int, value: bytes = b"v") -> list[rpc_pb2.PutRequest]:
+    return [rpc_pb2.PutRequest(key=b"k%06d" % n, value=value) for n in range(slices * backend.SLICE_RECORDS)]
+
+
 def test_a_commit_rests_between_slices_unless_it_is_hurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a stall all members commit seconds of changes at once, and their clients waited for the processor."""
-    monkeypatch.setattr(backend, "REST_PER_WORK", 1e9)
-    taken: list[float] = []
-    for hurried, rest_seconds in ((False, 0.2), (True, 30.0)):
-        monkeypatch.setattr(backend, "MAX_REST_SECONDS", rest_seconds)
-        driver = Driver(tmp_path / str(hurried), start_thread=True, commit_interval_seconds=0.001)
-        driver.apply(*(rpc_pb2.PutRequest(key=b"k%04d" % n, value=b"v") for n in range(backend.SLICE_RECORDS)))
-        began = time.monotonic()
-        driver.store.set_durable_index(driver.index)
-        if hurried:
-            driver.store.close()
-        else:
-            while driver.store.committed_index < driver.index:
-                time.sleep(0.001)
-        taken.append(time.monotonic() - began)
-        driver.close()
-    assert taken[0] > 0.2 and taken[1] < 30
+    slow_rests(monkeypatch, 0.2)
+    driver = Driver(tmp_path / "at-rest", start_thread=True, commit_interval_seconds=0.001)
+    driver.apply(*puts(3))
+    assert seconds_to_commit(driver) > 0.4
+    assert sum(driver.store.backend.commit_seconds) < 0.4, "what is told of a commit is its work and its sync"
+    driver.close()
+    slow_rests(monkeypatch, 30)
+    driver = Driver(tmp_path / "closed", start_thread=True, commit_interval_seconds=0.001)
+    driver.apply(*puts(3))
+    assert seconds_to_commit(driver, driver.store.close) < 30
+
+
+def test_a_commit_of_one_slice_does_not_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_rests(monkeypatch, 30)
+    driver = Driver(tmp_path / "s", start_thread=True, commit_interval_seconds=0.001)
+    driver.apply(*puts(1))
+    assert seconds_to_commit(driver) < 30
+    driver.close()
+
+
+def test_a_commit_that_apply_waits_for_does_not_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is added while apply waits, so that nothing new says that there is a hurry."""
+    slow_rests(monkeypatch, 30)
+    value = bytes(100)
+    size = 4 * backend.SLICE_RECORDS * len(value)
+    driver = Driver(
+        tmp_path / "s", start_thread=True, commit_interval_seconds=0.001, commit_bytes=size, buffer_limit_bytes=size
+    )
+    driver.apply(*puts(4, value))
+    assert driver.store.backpressure
+    # The thread has long found out that nothing may be committed yet.
+    time.sleep(0.1)
+    assert seconds_to_commit(driver) < 30
+    driver.close()
 
 
 def test_a_foreign_format_version_is_refused(driver: Driver) -> None:

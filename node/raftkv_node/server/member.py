@@ -730,7 +730,7 @@ class Member:
     @property
     def busy(self) -> bool:
         """Whether clients wait for answers."""
-        return bool(self.writes.pending or self.writes.waiting or self.reads.waiting or self.range_streams.count)
+        return bool(self.writes.pending or self.writes.waiting or self.reads.waiting or self.range_streams.moving)
 
     def abandon(self) -> None:
         """End everything that clients wait for."""

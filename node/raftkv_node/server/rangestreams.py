@@ -3,12 +3,18 @@
 A stream asks the quorum once, like a range, and keeps the revision that it began with. A worker reads each piece and
 hands it to the engine; the turn orders the next one when the engine has sent most of the last. So a stream costs one
 piece of memory (two with what is still queued), whatever the size of its range, and next to nothing of the turn's time.
+
+A client may stand still for as long as it likes, while its place is wanted by nobody: as with etcd. When all places
+are taken, a new stream gets that of the one that has stood still longest. The more streams there are, the smaller the
+pieces of new ones, so that all together stay within `PIECES_BYTES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from queue import Full
+from time import monotonic
 
 from raftkv_node.api.kv import admit_range_stream
 from raftkv_node.api.methods import Method
@@ -22,7 +28,14 @@ from raftkv_node.store.rangestream import RangeCursor
 from raftkv_node.store.store import Store
 
 MAX_RANGE_STREAMS = 512
-"""Streams that are open; one more is refused."""
+"""Streams that are open. One more takes the place of one that stands still, or is refused."""
+STILL_SECONDS = 30.0
+"""A stream whose client took nothing for so long may lose its place."""
+MOVING_SECONDS = 1.0
+"""A stream whose client took something so lately is waited for when the member stops."""
+PIECES_BYTES = 64 << 20
+"""Pieces of all streams together, but for a last record of each."""
+MIN_PIECE_BYTES = PIECES_BYTES // MAX_RANGE_STREAMS
 GONE = -1
 """What the engine says of a call that has ended."""
 
@@ -30,10 +43,12 @@ GONE = -1
 class _Stream:
     """One call."""
 
-    __slots__ = ("asked", "cursor", "drained", "needs_leader", "reading")
+    __slots__ = ("asked", "cursor", "drained", "moved", "needs_leader", "reading")
 
-    def __init__(self, needs_leader: bool) -> None:
+    def __init__(self, needs_leader: bool, now: float) -> None:
         self.needs_leader = needs_leader
+        self.moved = now
+        """When the client last made something go on."""
         self.asked = False
         self.cursor: RangeCursor | None = None
         self.reading = False
@@ -53,7 +68,9 @@ class RangeStreams:
         workers: Workers,
         metrics: Metrics,
         max_request_bytes: int,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
+        self._clock = clock
         self._store = store
         self._reads = reads
         self._transport = transport
@@ -67,9 +84,20 @@ class RangeStreams:
         """Streams that are open."""
         return len(self._streams)
 
+    @property
+    def moving(self) -> bool:
+        """Whether a client takes what it gets."""
+        since = self._clock() - MOVING_SECONDS
+        return any(stream.reading or stream.moved >= since for stream in self._streams.values())
+
     def open(self, call_id: int, needs_leader: bool) -> None:
         """A client opened a stream; its request follows."""
-        self._streams[call_id] = _Stream(needs_leader)
+        now = self._clock()
+        if len(self._streams) >= MAX_RANGE_STREAMS:
+            stillest = min(self._streams, key=lambda one: self._streams[one].moved)
+            if self._streams[stillest].moved <= now - STILL_SECONDS:
+                self.end(stillest, TOO_MANY_REQUESTS)
+        self._streams[call_id] = _Stream(needs_leader, now)
         if len(self._streams) > MAX_RANGE_STREAMS:
             self.end(call_id, TOO_MANY_REQUESTS)
 
@@ -133,11 +161,15 @@ class RangeStreams:
             self.end(call_id, error)
             return
         try:
-            stream.cursor = self._store.open_range(request, self._max_request_bytes)
+            stream.cursor = self._store.open_range(request, self._piece_bytes())
         except EtcdError as failure:
             self.end(call_id, failure)
         else:
             self._order(call_id, stream, stream.cursor)
+
+    def _piece_bytes(self) -> int:
+        """How large the pieces of one more stream may be."""
+        return min(self._max_request_bytes, max(MIN_PIECE_BYTES, PIECES_BYTES // len(self._streams)))
 
     def _order(self, call_id: int, stream: _Stream, cursor: RangeCursor) -> None:
         """Have a worker read the next piece and hand it to the engine."""
@@ -157,7 +189,7 @@ class RangeStreams:
             piece.close()
             self.end(call_id, TOO_MANY_REQUESTS)
         else:
-            stream.reading, stream.drained = True, False
+            stream.reading, stream.drained, stream.moved = True, False, self._clock()
 
     def _sent(self, call_id: int, stream: _Stream, cursor: RangeCursor, queued_bytes: int) -> None:
         """The engine has a piece, and so much in all for this call."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .mvcc import Mvcc
 
 FIRST_KEYS = 10
+READ_PER_PIECE = 8
+"""So many times a piece's size is read for it at most, where only the keys are sent of large records."""
 
 
 class RangeCursor:
@@ -68,47 +70,49 @@ class RangeCursor:
         if self._count_only:
             return self._last(mvcc, [], exhausted=False)
         records: list[bytes] = []
-        size = 0
+        size_bytes = read_bytes = 0
         first = not self._sent
         while True:
-            asked = self._slice_keys
-            taken, taken_bytes, whole, exhausted = self._slice(mvcc, asked, self._piece_bytes - size)
+            most = FIRST_KEYS if first else 0
+            taken, taken_bytes, exhausted = self._slice(mvcc, most, self._piece_bytes - size_bytes)
+            read_bytes += taken_bytes
+            if self._keys_only:
+                taken = list(map(without_value, taken))
+                taken_bytes = sum(map(len, taken))
             records += taken
-            size += taken_bytes
+            size_bytes += taken_bytes
             self._sent += len(taken)
-            if self._sent in (self._limit or -1, self._total):
-                return self._last(mvcc, records, exhausted=False)
-            if exhausted:
-                return self._last(mvcc, records, exhausted=True)
-            self._slice_keys = min(2 * asked, SLICE_KEYS) if whole else max(FIRST_KEYS, min(asked, len(records)))
-            if not whole or size >= self._piece_bytes or (first and records):
+            if exhausted or self._sent in (self._limit or -1, self._total):
+                return self._last(mvcc, records, exhausted=exhausted)
+            if (
+                size_bytes >= self._piece_bytes
+                or read_bytes >= READ_PER_PIECE * self._piece_bytes
+                or (first and records)
+            ):
                 return stream_piece(b"", records, more=False, total=0)
             time.sleep(0)  # other threads want the interpreter, too
 
-    def _slice(self, mvcc: Mvcc, keys_wanted: int, room_bytes: int) -> tuple[list[bytes], int, bool, bool]:
-        """Records of the next keys, as far as there is room (one always fits), and their size; whether that was all of
-        them; and whether it was the range's end.
+    def _slice(self, mvcc: Mvcc, most: int, room_bytes: int) -> tuple[list[bytes], int, bool]:
+        """Records of the next keys, `most` at most if that is not 0, as far as there is room (one always fits), their
+        size, and whether that was the range's end.
         """
+        asked = self._slice_keys
         with mvcc.lock:
-            rows = look_up(mvcc, self._next, self._end, self.revision, keys_wanted)
+            rows = look_up(mvcc, self._next, self._end, self.revision, asked)
         if self._limit:
-            rows = rows.cut(self._limit - self._sent)
+            most = min(most or self._limit, self._limit - self._sent)
+        if most:
+            rows = rows.cut(most)
         records = rows.filled(mvcc.backend.read_some(rows.missing, room_bytes))
-        if self._keys_only:
-            records = list(map(without_value, records))
         ends = list(accumulate(map(len, records)))
         kept = min(bisect_left(ends, room_bytes) + 1, len(records))
+        del records[kept:]
         whole = kept == len(rows.keys)
-        if not whole:
-            del records[kept:]
-        if kept:
-            self._next = rows.keys[kept - 1] + b"\0"
-        if whole and rows.last is not None and not self._limit_reached(kept):
-            self._next = rows.last + b"\0"
-        return records, ends[kept - 1] if kept else 0, whole, whole and rows.last is None
-
-    def _limit_reached(self, more: int) -> bool:
-        return 0 < self._limit == self._sent + more
+        self._slice_keys = min(2 * asked, SLICE_KEYS) if whole else max(FIRST_KEYS, min(asked, kept))
+        reached = rows.last if whole else rows.keys[kept - 1]
+        if reached is not None:
+            self._next = reached + b"\0"
+        return records, ends[kept - 1] if kept else 0, reached is None
 
     def _last(self, mvcc: Mvcc, records: list[bytes], *, exhausted: bool) -> bytes:
         """The last piece: with the header, and how many keys the whole range has."""

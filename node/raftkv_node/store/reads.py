@@ -91,11 +91,11 @@ class Rows(NamedTuple):
     """The last key looked at, where there may be more."""
 
     def cut(self, limit: int) -> Rows:
-        """The first `limit` of them."""
+        """The first `limit` of them, which is at least 1; there are more if that is not all."""
         if len(self.keys) <= limit:
             return self
-        records = self.records[:limit]
-        return Rows(self.keys[:limit], records, self.missing[: records.count(None)], self.last)
+        keys, records = self.keys[:limit], self.records[:limit]
+        return Rows(keys, records, self.missing[: records.count(None)], keys[-1])
 
     def filled(self, found: list[bytes]) -> list[bytes]:
         """The records with what the backend had; as many as it told of, from the first on."""

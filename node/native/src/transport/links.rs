@@ -135,10 +135,7 @@ impl Reactor {
             &target.hello,
             &mut self.w,
         );
-        entry.insert(Slot {
-            conn: Conn::Peer(Box::new(peer)),
-            dirty: false,
-        });
+        entry.insert(Slot::new(Conn::Peer(Box::new(peer))));
         add(&self.w.shared.counters.peer_connects, 1);
         self.register(token);
     }

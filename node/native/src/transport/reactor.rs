@@ -40,6 +40,18 @@ pub(super) struct Slot {
     pub(super) conn: Conn,
     /// Has something to write at the end of the round.
     pub(super) dirty: bool,
+    /// Stands in [`Reactor::again`].
+    pub(super) again: bool,
+}
+
+impl Slot {
+    pub(super) fn new(conn: Conn) -> Self {
+        Slot {
+            conn,
+            dirty: false,
+            again: false,
+        }
+    }
 }
 
 pub struct Reactor {
@@ -51,7 +63,7 @@ pub struct Reactor {
     pub(super) links: HashMap<u64, Link>,
     pub(super) inbound: HashMap<u64, usize>,
     pub(super) dirty: Vec<usize>,
-    /// Connections that had more to read than their turn allowed.
+    /// Connections that had more to read than their turn allowed, or were not read because the inbox was full.
     again: Vec<usize>,
     scratch: Vec<u8>,
     pub(super) frame: Vec<u8>,
@@ -191,6 +203,7 @@ impl Reactor {
             let Some(slot) = self.conns.get_mut(token) else {
                 continue;
             };
+            slot.again = false;
             let fate = match &mut slot.conn {
                 Conn::Client(client) => client.read(&mut self.w, &mut self.scratch),
                 Conn::Peer(peer) => peer_fate(peer.read(&mut self.w, &mut self.scratch)),
@@ -241,7 +254,12 @@ impl Reactor {
     fn settle(&mut self, token: usize, fate: Fate) {
         match fate {
             Fate::Keep => {}
-            Fate::Again => self.again.push(token),
+            Fate::Again => {
+                let slot = self.conns.get_mut(token);
+                if slot.is_some_and(|slot| !std::mem::replace(&mut slot.again, true)) {
+                    self.again.push(token);
+                }
+            }
             Fate::Close => self.close(token),
         }
     }
@@ -335,7 +353,7 @@ impl Reactor {
             let client = Client::new(token, self.serial, sock, http1_only, template, &mut self.w);
             Conn::Client(Box::new(client))
         };
-        entry.insert(Slot { conn, dirty: false });
+        entry.insert(Slot::new(conn));
         self.register(token);
     }
 
