@@ -405,14 +405,28 @@ def test_a_commit_that_apply_waits_for_does_not_rest(tmp_path: Path, monkeypatch
     slow_rests(monkeypatch, 30)
     value = bytes(100)
     size = 4 * backend.SLICE_RECORDS * len(value)
-    driver = Driver(
-        tmp_path / "s", start_thread=True, commit_interval_seconds=0.001, commit_bytes=size, buffer_limit_bytes=size
-    )
+    driver = Driver(tmp_path / "s", start_thread=True, commit_interval_seconds=0.001, buffer_limit_bytes=size)
     driver.apply(*puts(4, value))
     assert driver.store.backpressure
     # The thread has long found out that nothing may be committed yet.
     time.sleep(0.1)
     assert seconds_to_commit(driver) < 30
+    driver.close()
+
+
+def test_a_commit_that_becomes_urgent_rests_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_rests(monkeypatch, 30)
+    value = bytes(100)
+    size = 8 * backend.SLICE_RECORDS * len(value)
+    driver = Driver(tmp_path / "s", start_thread=True, commit_interval_seconds=0.001, buffer_limit_bytes=size)
+    driver.apply(*puts(3, value))
+
+    def more() -> None:
+        time.sleep(0.1)  # by now it rests
+        driver.apply(*puts(5, value))
+        driver.store.set_durable_index(driver.index)
+
+    assert seconds_to_commit(driver, more) < 30
     driver.close()
 
 

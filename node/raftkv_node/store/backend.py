@@ -14,9 +14,9 @@ Deletions made by compaction travel behind the compaction's own chunk and can ne
 **Python's interpreter lock.**  LMDB takes a slice of records (`SLICE_BYTES`, `SLICE_RECORDS`) in one call of well
 under a millisecond; between slices other threads run.  The sync itself runs without the lock.
 
-**Pace.**  After a disk has stalled, all members have seconds of changes to commit at the same moment.  A commit that
-nobody waits for rests between its slices, so that those who serve clients have the processor meanwhile; one that is
-hurried (much is buffered, or the store is closed) does not.
+**Pace.**  After a disk has stalled, all members have seconds of changes to commit at the same moment.  The thread is
+nicer than the others, and rests between the slices of a commit, so that those who serve clients have the processor
+meanwhile.  A commit that is urgent (very much is buffered, or the store is closed) does not rest.
 
 **Failure.**  A transaction or sync that fails is not retried: after a failed sync nobody knows what the page cache
 holds.  The error is latched, the queue grows no further use, and the node must stop.
@@ -39,6 +39,8 @@ from operator import attrgetter
 from pathlib import Path
 
 import lmdb
+
+from raftkv_node.background import be_nice
 
 from .errors import StoreCorrupt, StoreError
 
@@ -111,11 +113,14 @@ class Backend:
         quota_bytes: int = 0,
         commit_interval_seconds: float = 0.1,
         commit_bytes: int = 8 << 20,
+        urgent_bytes: int = 32 << 20,
         on_commit: Callable[[int], None] | None = None,
     ) -> None:
         """Opens or creates the environment in folder `path`; call `start` once recovery has read it.
 
-        `quota_bytes` 0 means 2 GiB, negative none.  `StoreError` or `StoreCorrupt` when it cannot be used.
+        A commit begins every `commit_interval_seconds`, or when `commit_bytes` are buffered, and does not rest while
+        `urgent_bytes` are.  `quota_bytes` 0 means 2 GiB, negative none.  `StoreError` or `StoreCorrupt` when it cannot
+        be used.
         """
         self.path = path
         self.quota_bytes = UNLIMITED_QUOTA_BYTES if quota_bytes < 0 else quota_bytes or DEFAULT_QUOTA_BYTES
@@ -130,6 +135,7 @@ class Backend:
         self.size_in_use_bytes = 0
         self._interval_seconds = commit_interval_seconds
         self._commit_bytes = commit_bytes
+        self._urgent_bytes = urgent_bytes
         self._added_bytes = 0
         self._committed_bytes = 0
         self._rested_seconds = 0.0
@@ -139,6 +145,9 @@ class Backend:
         self._chunks: Chunks = []
         self._wake = threading.Event()
         self._hurry = threading.Event()
+        """The next commit is not to wait for its time."""
+        self._urgent = threading.Event()
+        """A commit that rests is to go on."""
         self._stopping = False
         self._thread: threading.Thread | None = None
         try:
@@ -204,6 +213,8 @@ class Backend:
             self._wake.set()
         if self.buffered_bytes >= self._commit_bytes and not self._hurry.is_set():
             self._hurry.set()
+        if self.buffered_bytes >= self._urgent_bytes and not self._urgent.is_set():
+            self._urgent.set()
 
     def set_durable_index(self, index: int) -> None:
         """Entries up to `index`, and none above, are durable in this member's log: their chunks may be committed.
@@ -285,12 +296,7 @@ class Backend:
 
     def close(self, commit: bool = True) -> None:
         """Stops the thread, by default after a last commit of all that may be committed, and closes the environment."""
-        self._stopping = True
-        self._wake.set()
-        self._hurry.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.retire()
         if commit and self.failure is None:
             while self._commit_once():
                 pass
@@ -301,6 +307,7 @@ class Backend:
         self._stopping = True
         self._wake.set()
         self._hurry.set()
+        self._urgent.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -316,6 +323,7 @@ class Backend:
         return self._commit_once()
 
     def _run(self) -> None:
+        be_nice()
         while not self._stopping:
             self._wake.wait()
             if self._stopping:
@@ -414,10 +422,11 @@ class Backend:
 
     def _rest(self, worked_seconds: float) -> None:
         """Leaves the processor to others for a while, unless somebody waits or may soon."""
-        if self._thread is None or self.buffered_bytes >= self._commit_bytes:
+        if self._thread is None or self._stopping or self.buffered_bytes >= self._urgent_bytes:
             return
         began = time.monotonic()
-        self._hurry.wait(min(REST_PER_WORK * worked_seconds, MAX_REST_SECONDS))
+        self._urgent.clear()
+        self._urgent.wait(min(REST_PER_WORK * worked_seconds, MAX_REST_SECONDS))
         self._rested_seconds += time.monotonic() - began
 
     def _measure(self) -> None:

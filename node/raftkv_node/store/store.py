@@ -164,6 +164,7 @@ class Store:
             quota_bytes=quota_backend_bytes,
             commit_interval_seconds=commit_interval_seconds,
             commit_bytes=commit_bytes,
+            urgent_bytes=buffer_limit_bytes // 2,
             on_commit=on_commit,
         )
         try:

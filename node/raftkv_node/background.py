@@ -1,0 +1,28 @@
+"""Threads that catch up: what they do is wanted soon, but nobody waits for it.
+
+Drains of the log buffer and commits of the backend share their processors with the turn, and after a stall of the disks
+there is much of both. The kernel knows how to share: a thread that is nicer gets a ninth of the time of one that is
+not, and all of it when nobody else wants any. When they fall behind for good, what they work off is bounded (ring,
+buffered bytes), and the turn waits for them.
+
+A nicer thread may hold the interpreter's lock while the kernel lets another process run, and the turn waits for it.
+Measured, that costs less than it brings (docs/performance.md): they hold it for microseconds at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+
+NICE = 10
+"""What is added to the nice value of the process."""
+
+
+def be_nice() -> None:
+    """Has the calling thread come after the others. Linux only: elsewhere a thread has no nice value of its own."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):  # it would be no reason not to drain
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICE)
