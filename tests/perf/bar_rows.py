@@ -53,6 +53,11 @@ class Column:
 COLUMNS: dict[str, Column] = {
     "etcd": Column("etcd", "power", lambda s: EtcdCluster(_FIVE, s.etcd, s.disk)),
     "adr": Column("RaftKV, ring on tmpfs", "process", lambda s: RaftKVCluster(_FIVE, s.disk, _TMPFS)),
+    "adr-large": Column(
+        "RaftKV, ring on tmpfs, quota of 8 GiB",
+        "process",
+        lambda s: RaftKVCluster(_FIVE, s.disk, _TMPFS, ("--quota-backend-bytes", str(8 << 30))),
+    ),
     "disk": Column("RaftKV, disk mode", "power", lambda s: RaftKVCluster(_FIVE, s.disk)),
     "etcd-nofsync": Column(
         "etcd, no fsync, tmpfs", "nothing", lambda s: EtcdCluster(_FIVE, s.etcd, _TMPFS, ("--unsafe-no-fsync",))
@@ -106,7 +111,8 @@ STAGES: dict[str, Stage] = {
     "memory-100000": _plain(stages.memory(100_000), 1),
     "memory-1000000": _plain(stages.memory(1_000_000), 1),
     "restart": _plain(stages.restart, 1),
-    "cpu-growth": _plain(stages.cpu_growth, 1),
+    "cpu-growth": _plain(stages.cpu_growth(10_000, 100_000, 1_000_000), 1),
+    "cpu-growth-5m": _plain(stages.cpu_growth(10_000, 5_000_000), 1),
     "check-perf-l": Stage(lambda setup: stages.check_perf(setup.etcd / "etcdctl", "l"), rounds=1),
     "check-perf-xl": Stage(lambda setup: stages.check_perf(setup.etcd / "etcdctl", "xl"), rounds=1),
     "ring-recovery": Stage(alone=lambda setup: stages.ring_recovery(setup.disk, _TMPFS), rounds=3),
@@ -161,6 +167,11 @@ def _rate(name: str, title: str, figure: str, subject: str, base: str, bar: floa
 
 def _time(name: str, title: str, figure: str, subject: str, base: str, bar: float, *, stage: str = "writes") -> Row:
     return Row(name, title, stage, figure, "ms", subject, base, bar, False)
+
+
+def _growth(name: str, keys: str, stage: str, column: str = "adr") -> Row:
+    title, figure = f"CPU per put with {keys} keys over that with 10,000", f"cpu-growth-{keys.replace(',', '')}"
+    return Row(name, title, stage, figure, "x", column, None, 1.5, False, by_default=False)
 
 
 def _stall(name: str, title: str, figure: str, unit: str, bar: float) -> Row:
@@ -247,12 +258,9 @@ ROWS: list[Row] = [
         *("check-perf-xl", "check-perf-xl-rate", "/s", "adr", "etcd", 1.0, True),
         by_default=False,
     ),
-    Row(
-        "cpu-growth",
-        "CPU per put with 1,000,000 keys over that with 10,000",
-        *("cpu-growth", "cpu-growth", "", "adr", None, 1.5, False),
-        by_default=False,
-    ),
+    _growth("cpu-growth-100000", "100,000", "cpu-growth"),
+    _growth("cpu-growth", "1,000,000", "cpu-growth"),
+    _growth("cpu-growth-5m", "5,000,000", "cpu-growth-5m", "adr-large"),
 ]
 
 

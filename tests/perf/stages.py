@@ -26,6 +26,12 @@ from slow_disk import SlowDisk
 
 Figures = dict[str, float]
 _SETTLE_SECONDS = 2.0
+_REST_DEADLINE_SECONDS = 120.0
+_LOOK_SECONDS = 1.0
+_IDLE_LOOKS = 7
+"""So many looks in a row must find the members idle: what they do now and then is done, too."""
+_IDLE_PROCESSORS = 0.3
+"""What all members together use at rest is less."""
 STALL_AFTER_SECONDS = 1.5
 STALL_SECONDS = 2.0
 _LOOP_SECONDS = 5.0
@@ -89,6 +95,15 @@ class Session:
             value_bytes=value_bytes,
         )
         self.keys += keys
+
+    def settle(self) -> None:
+        """Wait until the members have nothing left to do of what they were given: drains, commits, memory."""
+        deadline = time.monotonic() + _REST_DEADLINE_SECONDS * self.wanted.scale
+        used, idle = self.cluster.cpu_seconds(), 0
+        while idle < _IDLE_LOOKS and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+            before, used = used, self.cluster.cpu_seconds()
+            idle = idle + 1 if used - before < _IDLE_PROCESSORS * _LOOK_SECONDS else 0
 
 
 def writes(cluster: Cluster, wanted: Wanted) -> Figures:
@@ -252,16 +267,22 @@ def restart(cluster: Cluster, wanted: Wanted) -> Figures:
     return {"restart": time.monotonic() - began}
 
 
-def cpu_growth(cluster: Cluster, wanted: Wanted) -> Figures:
-    """CPU per put with 10,000 keys, and with 1,000,000."""
-    session = Session(cluster, wanted)
-    found: Figures = {}
-    for keys in (10_000, 1_000_000):
-        session.fill(keys - session.keys)
-        before = cluster.cpu_seconds()
-        result = session.load(loads.put(), 1000, 60_000, seed=41)
-        found[f"cpu-{keys}"] = (cluster.cpu_seconds() - before) / result.ok * 1e6
-    return {**found, "cpu-growth": found["cpu-1000000"] / found["cpu-10000"]}
+def cpu_growth(*sizes: int) -> Callable[[Cluster, Wanted], Figures]:
+    """CPU per put with so many keys, each over that with the fewest."""
+
+    def measure(cluster: Cluster, wanted: Wanted) -> Figures:
+        session = Session(cluster, wanted)
+        found: Figures = {}
+        for keys in sizes:
+            session.fill(keys - session.keys)
+            session.settle()
+            before = cluster.cpu_seconds()
+            result = session.load(loads.put(), 1000, 60_000, seed=41)
+            found[f"cpu-{keys}"] = (cluster.cpu_seconds() - before) / result.ok * 1e6
+            found[f"cpu-growth-{keys}"] = found[f"cpu-{keys}"] / found[f"cpu-{sizes[0]}"]
+        return found
+
+    return measure
 
 
 def check_perf(etcdctl: Path, load: str) -> Callable[[Cluster, Wanted], Figures]:

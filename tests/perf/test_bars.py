@@ -112,7 +112,8 @@ _MEASURED = {
     "memory-100000": stages.memory(100_000),
     "memory-1000000": stages.memory(1_000_000),
     "restart": stages.restart,
-    "cpu-growth": stages.cpu_growth,
+    "cpu-growth": stages.cpu_growth(10_000, 100_000, 1_000_000),
+    "cpu-growth-5m": stages.cpu_growth(10_000, 5_000_000),
 }
 
 

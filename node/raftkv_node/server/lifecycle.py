@@ -43,6 +43,7 @@ from raftkv_node.api.methods import registrations
 from raftkv_node.config import EXIT_USAGE, ConfigError, NodeConfig, flags_help, parse_arguments
 from raftkv_node.raft import Configuration, InvariantViolation, LostLogError
 from raftkv_node.server.force import force, is_due
+from raftkv_node.server.hugepages import HugePages
 from raftkv_node.server.identity import DISOWNED, FILE_NAME, Identity, IdentityError, load_or_format, save
 from raftkv_node.server.log import Logger
 from raftkv_node.server.member import Failure
@@ -235,6 +236,7 @@ def _run(node: Node, logger: Logger) -> int:
         faulthandler.register(signal.SIGUSR1)
     _tune_gc()
     sys.setswitchinterval(SWITCH_SECONDS)
+    HugePages().start()
     try:
         frozen = monotonic()
         while not node.stopping:
