@@ -2,11 +2,12 @@
 
 Drains of the log buffer and commits of the backend share their processors with the turn, and after a stall of the disks
 there is much of both. The kernel knows how to share: a thread that is nicer gets a ninth of the time of one that is
-not, and all of it when nobody else wants any. When they fall behind for good, what they work off is bounded (ring,
-buffered bytes), and the turn waits for them.
+not, and all of it when nobody else wants any. That holds among the threads of one control group: of one pod, or of all
+members that are started by hand. Where they fall behind for good, what they work off is bounded (ring, buffered bytes),
+and the turn, which then waits for them, leaves them its own time.
 
-A nicer thread may hold the interpreter's lock while the kernel lets another process run, and the turn waits for it.
-Measured, that costs less than it brings (docs/performance.md): they hold it for microseconds at a time.
+A nicer thread may hold a lock, the interpreter's above all, while the kernel lets another process run, and the turn
+waits for both. Measured, that costs less than it brings (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
-import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from raftkv_node.server import hugepages
 from raftkv_node.server.hugepages import HUGE_BYTES, HugePages, Refused, anonymous_ranges, present_pages
+from raftkv_node.server.log import Logger
 
-_SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+PARTS = 12
 
 
 def test_which_memory_is_taken() -> None:
@@ -33,82 +36,162 @@ def test_present_pages_are_counted() -> None:
     assert present_pages(present * 3 + swapped * 2 + shared + bytes(8) * 4) == 4
 
 
-@pytest.fixture
-def memory() -> memoryview:
-    """Anonymous memory of the process, full of something; its aligned part."""
-    room = mmap.mmap(-1, 12 * HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    view = memoryview(room)
-    for at in range(0, len(room), 64):
-        view[at : at + 8] = at.to_bytes(8, "little")
-    return view
+class Memory:
+    """Anonymous memory of this process; the passes see its aligned parts only."""
 
+    def __init__(self, each_bytes: int) -> None:
+        self.room = mmap.mmap(-1, PARTS * HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            self.room.madvise(mmap.MADV_NOHUGEPAGE)  # where the system gives large ones at once
+        self.each_bytes = each_bytes
+        for at in range(0, len(self.room), each_bytes):
+            self.room[at : at + 8] = at.to_bytes(8, "little")
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self.room.madvise(mmap.MADV_HUGEPAGE)
+        self.start = ctypes.addressof(ctypes.c_char.from_buffer(self.room))
 
-def collapses() -> bool:
-    return _SYSTEM.exists() and "[never]" not in _SYSTEM.read_text()
-
-
-def huge_bytes() -> int:
-    """Of this process, as the kernel counts them."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("AnonHugePages:"):
-            return int(line.split()[1]) << 10
-    return 0
-
-
-@pytest.fixture(autouse=True)
-def restless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process of the tests has much memory that may be collapsed, too."""
-    monkeypatch.setattr(hugepages, "MIN_REST_SECONDS", 0.0)
-    monkeypatch.setattr(hugepages, "REST_PER_WORK", 0.0)
-
-
-@pytest.mark.skipif(not collapses(), reason="this system has no transparent huge pages")
-def test_full_memory_is_collapsed_once_and_keeps_its_bytes(memory: memoryview) -> None:
-    before = huge_bytes()
-    pages = HugePages()
-    try:
-        first = pages.run_pass()
-    except Refused:
-        pytest.skip("this kernel collapses nothing")
-    assert first >= 10, "eleven aligned parts at least are full"
-    assert huge_bytes() - before >= 10 * HUGE_BYTES
-    assert all(memory[at : at + 8] == at.to_bytes(8, "little") for at in range(0, len(memory), 64))
-    assert pages.run_pass() < first / 2, "what is collapsed is passed over"
-
-
-@pytest.mark.skipif(not collapses(), reason="this system has no transparent huge pages")
-def test_memory_that_is_mostly_empty_stays_so() -> None:
-    room = mmap.mmap(-1, 12 * HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for at in range(0, len(room), 16 << 10):  # a quarter of the pages
-        room[at] = 1
-
-    def resident() -> int:
-        return next(
-            int(line.split()[1]) << 10
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("RssAnon:")
+    @property
+    def aligned(self) -> tuple[int, int]:
+        return (
+            -(-self.start // HUGE_BYTES) * HUGE_BYTES,
+            (self.start + len(self.room)) // HUGE_BYTES * HUGE_BYTES,
         )
 
-    before = resident()
+    def holds(self) -> bool:
+        return all(
+            self.room[at : at + 8] == at.to_bytes(8, "little") for at in range(0, len(self.room), self.each_bytes)
+        )
+
+    def bytes(self, kind: str) -> int:
+        """Of this memory, as the kernel counts them (of its mapping: what lies beside it was there before, too)."""
+        found = inside = 0
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            first = line.split()[0]
+            if "-" in first and not first.endswith(":"):
+                low, high = (int(bound, 16) for bound in first.split("-"))
+                inside = low < self.start + len(self.room) and self.start < high
+            elif inside and first == kind + ":":
+                found += int(line.split()[1]) << 10
+        return found
+
+
+@pytest.fixture
+def make_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Memory]:
+    def make(each_bytes: int) -> Memory:
+        memory = Memory(each_bytes)
+        monkeypatch.setattr(hugepages, "anonymous_ranges", lambda _maps: [memory.aligned])
+        return memory
+
+    monkeypatch.setattr(hugepages, "MIN_REST_SECONDS", 0.0)
+    monkeypatch.setattr(hugepages, "REST_PER_WORK", 0.0)
+    return make
+
+
+@pytest.fixture
+def pages() -> HugePages:
+    return HugePages(Logger("error", "json"))
+
+
+def run_pass(pages: HugePages) -> int:
     try:
-        HugePages().run_pass()
-    except Refused:
-        pytest.skip("this kernel collapses nothing")
-    assert resident() - before < 6 * HUGE_BYTES
+        return pages.run_pass()
+    except (Refused, OSError) as error:
+        pytest.skip(f"this system collapses nothing: {error}")
 
 
-def test_where_the_kernel_refuses_it_is_given_up(memory: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hugepages, "INTERVAL_SECONDS", 0.001)
-    asked = threading.Event()
+needs_them = pytest.mark.skipif(not hugepages.wanted(), reason="this system has no transparent huge pages")
 
-    def madvise(*_: object) -> int:
-        asked.set()
-        return -1
 
-    pages = HugePages()
-    pages._madvise = madvise  # type: ignore[assignment]
-    pages.start()
-    assert asked.wait(30)
-    assert pages._thread is not None
-    pages._thread.join(30)
-    assert not pages._thread.is_alive(), "it ends by itself"
+@needs_them
+def test_full_memory_is_collapsed_once_and_keeps_its_bytes(
+    make_memory: Callable[[int], Memory], pages: HugePages
+) -> None:
+    memory = make_memory(64)
+    if not run_pass(pages):
+        pytest.skip("this system has no huge page to spare")
+    for _ in range(20):  # one that was busy is tried again
+        run_pass(pages)
+    assert memory.bytes("AnonHugePages") >= (PARTS - 1) * HUGE_BYTES
+    assert memory.holds()
+    assert run_pass(pages) == 0, "what is collapsed is passed over"
+
+
+@needs_them
+def test_memory_that_is_mostly_empty_stays_so(make_memory: Callable[[int], Memory], pages: HugePages) -> None:
+    memory = make_memory(16 << 10)  # a quarter of the pages
+    assert run_pass(pages) == 0
+    assert memory.bytes("AnonHugePages") == 0 and memory.holds()
+
+
+class Kernel:
+    """Stands in for madvise."""
+
+    def __init__(self, pages: HugePages, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error = 0
+        self.calls = 0
+        pages._madvise = self  # type: ignore[assignment]
+        monkeypatch.setattr(ctypes, "get_errno", lambda: self.error)
+
+    def __call__(self, *_: object) -> int:
+        self.calls += 1
+        return -1 if self.error else 0
+
+
+@pytest.fixture
+def kernel(pages: HugePages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kernel:
+    enabled = tmp_path / "enabled"
+    enabled.write_text("always [madvise] never\n")
+    monkeypatch.setattr(hugepages, "ENABLED", enabled)
+    return Kernel(pages, monkeypatch)
+
+
+def test_never_is_obeyed(make_memory: Callable[[int], Memory], pages: HugePages, kernel: Kernel) -> None:
+    """The kernel itself would do it all the same."""
+    make_memory(64)
+    hugepages.ENABLED.write_text("always madvise [never]\n")
+    assert pages.run_pass() == 0 and kernel.calls == 0
+    hugepages.ENABLED.unlink()
+    assert pages.run_pass() == 0 and kernel.calls == 0
+    hugepages.ENABLED.write_text("always [madvise] never\n")
+    assert pages.run_pass() == kernel.calls >= PARTS - 1
+
+
+def test_no_memory_to_spare_is_tried_again_later(
+    make_memory: Callable[[int], Memory], pages: HugePages, kernel: Kernel
+) -> None:
+    make_memory(64)
+    for kernel.error in (errno.ENOMEM, errno.EBUSY, errno.EAGAIN) * hugepages.TRIES:
+        assert pages.run_pass() == 0
+    assert kernel.calls == 3 * hugepages.TRIES, "one for each pass"
+    kernel.error = 0
+    assert pages.run_pass() >= PARTS - 1
+
+
+def test_where_the_kernel_refuses_it_is_given_up_and_told(
+    make_memory: Callable[[int], Memory],
+    pages: HugePages,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    make_memory(64)
+    kernel.error = errno.EINVAL
+    with pytest.raises(Refused):
+        pages.run_pass()
+    assert kernel.calls == hugepages.TRIES
+    monkeypatch.setattr(hugepages, "INTERVAL_SECONDS", 0.0)
+    pages._logger = Logger("info", "json")
+    pages._run()  # returns
+    assert "memory is not collapsed to huge pages" in "".join(capfd.readouterr())
+
+
+def test_some_that_are_refused_end_nothing(
+    make_memory: Callable[[int], Memory], pages: HugePages, kernel: Kernel
+) -> None:
+    """Also when all memory is looked at again."""
+    make_memory(64)
+    assert pages.run_pass() >= PARTS - 1
+    kernel.error = errno.EINVAL
+    for _ in range(2 * hugepages.FORGET_PASSES):
+        assert pages.run_pass() == 0
+    assert kernel.calls > 2 * hugepages.TRIES

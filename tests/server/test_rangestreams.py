@@ -12,6 +12,7 @@ from processes import NodeProcess, channel, free_ports, wait_until
 from raftkv_node.api.methods import Method
 from raftkv_node.pb import rpc_pb2, rpc_pb2_grpc
 from raftkv_node.server import rangestreams
+from raftkv_node.server.faults import INTERNAL_FAULT, RequestFault
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.rangestreams import RangeStreams
 from raftkv_node.server.reads import Reads
@@ -19,6 +20,7 @@ from raftkv_node.server.watches import STREAM_QUEUE_HIGH_BYTES
 from raftkv_node.server.workers import Workers
 from raftkv_node.store import Store, commands
 from raftkv_node.store.errors import COMPACTED, MALFORMED_REQUEST, NO_LEADER, STOPPED, TOO_MANY_REQUESTS, EtcdError
+from raftkv_node.store.rangestream import RangeCursor
 
 PIECE_BYTES = 1000
 ALL = rpc_pb2.RangeRequest(key=b"k", range_end=b"l", serializable=True)
@@ -236,14 +238,56 @@ def test_a_stop_waits_for_streams_that_move(server: Server) -> None:
 
 
 def test_many_streams_have_small_pieces(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rangestreams, "PIECES_BYTES", 2000)
-    monkeypatch.setattr(rangestreams, "MIN_PIECE_BYTES", 400)
-    for call_id in range(8):
+    """All of them, also those that began when there were few."""
+    monkeypatch.setattr(rangestreams, "PIECES_BYTES", 2400)
+    monkeypatch.setattr(rangestreams, "MIN_PIECE_BYTES", 300)
+    server.transport.queued_bytes = STREAM_QUEUE_HIGH_BYTES
+    server.open(0)
+    server.work()  # the first ten keys
+    server.streams.drained(0)
+    server.work()
+    alone = len(server.transport.sent[0][-1])
+    assert alone >= PIECE_BYTES
+    for call_id in range(1, 8):
         server.open(call_id)
     server.work()
-    largest = [max(map(len, server.transport.sent[call_id])) for call_id in range(8)]
-    assert largest[:2] == largest[1:2] * 2 and largest[1] > largest[2] > largest[3] > largest[4] == largest[7] > 400
+    for call_id in range(8):
+        server.streams.drained(call_id)
+    server.work()
+    record = 130
+    pieces = [len(server.transport.sent[call_id][-1]) for call_id in range(8)]
+    assert all(300 <= piece < 300 + record for piece in pieces), "an eighth each, and a record"
+    server.transport.queued_bytes = 0
+    for call_id in range(8):
+        server.streams.drained(call_id)
+    server.work()
     assert all(server.answer(call_id).count == 100 for call_id in range(8))
+
+
+def test_a_stream_that_waits_for_the_server_keeps_its_place(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rangestreams, "MAX_RANGE_STREAMS", 1)
+    server.open(1)  # its piece is ordered, and no worker has the time
+    server.now = 10 * rangestreams.STILL_SECONDS
+    server.open(2)
+    assert set(server.transport.ended) == {2}
+    server.work()
+    assert server.answer(1).count == 100
+
+
+def test_a_fault_in_a_piece_ends_its_stream_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.open(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(RangeCursor, "read", lambda *_: int("a mistake"))
+        job = server.workers._queue.get()
+        assert job is not None
+        with pytest.raises(RequestFault) as fault:
+            job()
+    assert isinstance(fault.value.__cause__, ValueError)
+    server.workers.done.popleft()()
+    assert server.transport.ended == {1: (INTERNAL_FAULT.grpc_code, INTERNAL_FAULT.message)}
+    server.open(2)
+    server.work()
+    assert server.answer(2).count == 100
 
 
 def test_streams_end_with_the_leader_or_the_member(server: Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +17,13 @@ import pytest
 from processes import NodeProcess, channel, free_ports, wait_until
 from raftkv_node.adr import EXIT_DURABILITY, EXIT_MISMATCH, EXIT_PROVEN_LOST, Log
 from raftkv_node.api.kv import Admitted, within_quota
+from raftkv_node.api.methods import Method
 from raftkv_node.pb import admin_pb2, admin_pb2_grpc, rpc_pb2, rpc_pb2_grpc
 from raftkv_node.raft import FetchRequest, Raft
+from raftkv_node.server.answers import Answers
+from raftkv_node.server.faults import INTERNAL_FAULT, RequestFault
 from raftkv_node.server.identity import IdentityError, load_or_format
+from raftkv_node.server.kv import cold_job
 from raftkv_node.server.lifecycle import EXIT_FAILED
 from raftkv_node.server.log import Logger
 from raftkv_node.server.metrics import Metrics
@@ -29,6 +33,7 @@ from raftkv_node.server.workers import MAX_QUEUED_JOBS, Workers
 from raftkv_node.store import commands
 from raftkv_node.store.backend import Backend
 from raftkv_node.store.errors import NO_SPACE
+from raftkv_node.store.reads import ColdRead, Pins
 from raftkv_node.store.store import Store
 
 
@@ -316,3 +321,24 @@ def test_a_log_line_in_the_middle_of_a_log_line_does_not_end_the_node() -> None:
             raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
 
     Logger(stream=cast(Any, Busy())).info("stopping")
+
+
+def test_a_fault_in_a_cold_read_is_answered_and_told() -> None:
+    """A worker's IndexError was taken for old entries that are gone: the caller waited for its deadline."""
+    replies: list[tuple[int, int, str]] = []
+
+    class Engine:
+        def reply(self, call_ids: Sequence[int], messages: Sequence[bytes]) -> None:
+            raise AssertionError((call_ids, messages))
+
+        def reply_errors(self, errors: Sequence[tuple[int, int, str]]) -> None:
+            replies.extend(errors)
+
+    def mistaken() -> bytes:
+        return bytes([int("a mistake")])
+
+    job = cold_job(ColdRead(Pins(), 1, mistaken), Method.RANGE, 7, Answers(Engine()))
+    with pytest.raises(RequestFault) as fault:
+        job()
+    assert isinstance(fault.value.__cause__, ValueError) and fault.value.method == Method.RANGE
+    assert replies == [(7, INTERNAL_FAULT.grpc_code, INTERNAL_FAULT.message)]

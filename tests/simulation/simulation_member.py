@@ -33,7 +33,7 @@ from raftkv_node.server.log import Logger
 from raftkv_node.server.member import Member
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.node import READ_BUDGET_SECONDS
-from raftkv_node.server.replica import Replica
+from raftkv_node.server.replica import EntriesGone, Replica
 from raftkv_node.store import Store
 from raftkv_node.store.snapshot import SnapshotSink
 from simulation_disk import Place, SimFiles
@@ -346,7 +346,7 @@ class MemberNode:
     def work(self, job: Callable[[], None]) -> None:
         """A worker's job; old entries that are gone are nobody's failure."""
         self.world.starting = self  # it may open a snapshot
-        with contextlib.suppress(LookupError):
+        with contextlib.suppress(EntriesGone):
             job()
         while self.workers.done:
             self.workers.done.popleft()()

@@ -3,22 +3,26 @@
 Each look there misses the processor's caches, and with pages of 4 KiB its page tables as well: with a million keys that
 took a quarter of the time of a put (docs/performance.md). The interpreter takes its memory in pieces that the kernel
 would not back with large pages by itself. So a thread looks through the anonymous memory of the process now and then,
-and has the kernel collapse each aligned 2 MiB that are nearly full already: memory grows by a few percent at most.
+and has the kernel collapse each aligned 2 MiB that are nearly full already: what it covers grows by a ninth at most.
 
-To collapse takes the kernel up to some milliseconds, in which the process can map no other memory; so it is done one at
-a time, with long rests. What the system does not want is not done: ``never`` in
-``/sys/kernel/mm/transparent_hugepage/enabled``, a kernel before 6.1, a sandbox without ``madvise``.
+To collapse takes the kernel up to some milliseconds, in which the process can map no other memory, nor use this; so it
+is done one at a time, with long rests. (The thread is not nicer than others, since the turn may wait for it.) The call
+would do it whatever the system's setting, so that is looked at here: ``never`` in `ENABLED` is obeyed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
+from raftkv_node.server.log import Logger
+
+ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_BYTES = 2 << 20
 PAGE_BYTES = 4 << 10
 PRESENT_PAGES = 460
@@ -27,14 +31,15 @@ INTERVAL_SECONDS = 5.0
 REST_PER_WORK = 4.0
 """For how long to rest after a collapse, as a multiple of what it took."""
 MIN_REST_SECONDS = 0.01
-SHORT_SECONDS = 100e-6
-"""What took less was collapsed before."""
 MAX_COLLAPSES = 1000
 """In one pass: 2 GiB."""
+FORGET_PASSES = 12
+"""After so many passes all memory is looked at again: what was collapsed may have been given back and taken anew."""
 TRIES = 8
-"""So many of one pass that fail, and none that does not: the kernel does not do it here."""
+"""So many that the kernel refuses, and none ever that it did not: it does not do it here."""
 _MADV_COLLAPSE = 25
 _ENTRY_BYTES = 8
+_BUSY = (errno.ENOMEM, errno.EAGAIN, errno.EBUSY)
 
 
 class Refused(Exception):
@@ -59,57 +64,79 @@ def present_pages(entries: bytes) -> int:
     return sum(flags.count(bytes((flag,))) for flag in set(flags) if flag & 0x80)
 
 
+def wanted() -> bool:
+    """Whether the system's setting leaves it to the process."""
+    try:
+        return "[never]" not in ENABLED.read_text()
+    except OSError:
+        return False
+
+
 class HugePages:
     """The passes. ``start`` begins them on a thread of their own, for as long as the process lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
         self._madvise = ctypes.CDLL(None, use_errno=True).madvise
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._collapsed: set[int] = set()
+        self._passes = self._refused = 0
+        self._works = False
+        """Whether the kernel has ever done it."""
 
     def start(self) -> None:
-        """Begins."""
-        self._thread = threading.Thread(target=self._run, name="huge-pages", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends after the collapse in progress."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+        """Begins, if this system has such pages at all."""
+        if os.sysconf("SC_PAGE_SIZE") == PAGE_BYTES and ENABLED.exists():
+            threading.Thread(target=self._run, name="huge-pages", daemon=True).start()
 
     def _run(self) -> None:
-        while not self._ended.wait(INTERVAL_SECONDS):
+        while True:
+            sleep(INTERVAL_SECONDS)
             try:
                 self.run_pass()
-            except (Refused, OSError):
-                return  # no /proc, say
+            except (Refused, OSError) as error:
+                self._logger.info("memory is not collapsed to huge pages", reason=str(error))
+                return
 
     def run_pass(self) -> int:
         """Collapses what is due; how much that was. Raises `Refused` or `OSError` where that cannot be had at all."""
-        good = collapsed = 0
-        for tried, address in enumerate(self._nearly_full(), 1):
-            if self._ended.is_set() or collapsed >= MAX_COLLAPSES:
-                break
+        self._passes += 1
+        if self._passes % FORGET_PASSES == 0:
+            self._collapsed.clear()
+        if not wanted():
+            return 0
+        done = 0
+        for address in self._nearly_full():
             began = perf_counter()
-            failed = self._madvise(ctypes.c_void_p(address), ctypes.c_size_t(HUGE_BYTES), _MADV_COLLAPSE)
-            took = perf_counter() - began
-            good += not failed
-            if tried >= TRIES and not good:
-                raise Refused
-            # One that fails was unmapped meanwhile, or is in use in a way that forbids it: perhaps the next time.
-            if took >= SHORT_SECONDS:
-                collapsed += not failed
-                self._ended.wait(max(MIN_REST_SECONDS, REST_PER_WORK * took))
-        return collapsed
+            if self._madvise(ctypes.c_void_p(address), ctypes.c_size_t(HUGE_BYTES), _MADV_COLLAPSE) == 0:
+                self._collapsed.add(address)
+                self._works = True
+                done += 1
+            elif not self._go_on(ctypes.get_errno()):
+                break
+            if done >= MAX_COLLAPSES:
+                break
+            sleep(max(MIN_REST_SECONDS, REST_PER_WORK * (perf_counter() - began)))
+        return done
+
+    def _go_on(self, error: int) -> bool:
+        """After a failure: whether others may fare better. Memory may have been unmapped meanwhile, be shared, or be in
+        use in a way that forbids it; or the system, or the control group, has none to spare just now."""
+        if error in _BUSY:
+            return False
+        self._refused += 1
+        if self._refused >= TRIES and not self._works:
+            raise Refused(os.strerror(error))
+        return True
 
     def _nearly_full(self) -> Iterator[int]:
-        """Addresses of the memory that may be collapsed, or was."""
+        """Addresses of the memory that may be collapsed and was not yet."""
         maps = Path("/proc/self/maps").read_text()
         size = HUGE_BYTES // PAGE_BYTES * _ENTRY_BYTES
         with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
             for start, end in anonymous_ranges(maps):
                 for address in range(start, end, HUGE_BYTES):
+                    if address in self._collapsed:
+                        continue
                     entries = os.pread(pagemap.fileno(), size, address // PAGE_BYTES * _ENTRY_BYTES)
                     if present_pages(entries) >= PRESENT_PAGES:
                         yield address

@@ -21,6 +21,7 @@ from raftkv_node.api.methods import Method
 from raftkv_node.config import NodeConfig
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.server.answers import Answers
+from raftkv_node.server.faults import INTERNAL_FAULT, REQUEST_FAULTS, RequestFault
 from raftkv_node.server.member import Member
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.workers import Workers
@@ -147,14 +148,14 @@ class KeySpace:
     def run_cold(self, method: int, call_id: int, cold: ColdRead) -> None:
         """Let a worker finish a read; it answers by itself."""
         try:
-            self._workers.submit(cold_job(cold, call_id, self._answers))
+            self._workers.submit(cold_job(cold, method, call_id, self._answers))
             self._metrics.handled(method, 0)
         except Full:
             cold.close()
             self._refuse(method, [(call_id, TOO_MANY_REQUESTS)])
 
 
-def cold_job(cold: ColdRead, call_id: int, answers: Answers) -> Callable[[], None]:
+def cold_job(cold: ColdRead, method: int, call_id: int, answers: Answers) -> Callable[[], None]:
     """What a worker does for a read: run it and answer directly, off the turn."""
 
     def job() -> None:
@@ -162,6 +163,9 @@ def cold_job(cold: ColdRead, call_id: int, answers: Answers) -> Callable[[], Non
             message = cold.run()
         except EtcdError as error:
             answers.error_now(call_id, error)
+        except REQUEST_FAULTS as error:
+            answers.error_now(call_id, INTERNAL_FAULT)
+            raise RequestFault(method) from error
         else:
             answers.ok_now(call_id, message)
 

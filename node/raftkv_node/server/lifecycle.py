@@ -236,7 +236,8 @@ def _run(node: Node, logger: Logger) -> int:
         faulthandler.register(signal.SIGUSR1)
     _tune_gc()
     sys.setswitchinterval(SWITCH_SECONDS)
-    HugePages().start()
+    with contextlib.suppress(AttributeError, OSError, RuntimeError):  # no libc to load, no thread to be had
+        HugePages(logger).start()
     try:
         frozen = monotonic()
         while not node.stopping:

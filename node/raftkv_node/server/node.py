@@ -26,6 +26,7 @@ from raftkv_node.server.answers import Answers
 from raftkv_node.server.calls import ClientCall, PeerCall
 from raftkv_node.server.cluster import ClusterService
 from raftkv_node.server.discovery import Discovery
+from raftkv_node.server.faults import INTERNAL_FAULT, REQUEST_FAULTS, RequestFault
 from raftkv_node.server.gauges import gauges
 from raftkv_node.server.identity import Identity
 from raftkv_node.server.kv import KeySpace
@@ -34,9 +35,9 @@ from raftkv_node.server.log import member as shown
 from raftkv_node.server.member import WAS_REMOVED, Failure, Member
 from raftkv_node.server.metrics import Collector, MethodName, Metrics
 from raftkv_node.server.probes import Probes
+from raftkv_node.server.replica import EntriesGone
 from raftkv_node.server.workers import Workers
 from raftkv_node.store.errors import (
-    INTERNAL,
     MALFORMED_REQUEST,
     NO_LEADER,
     NOT_SUPPORTED_FOR_LEARNER,
@@ -59,11 +60,6 @@ READ_BUDGET_SECONDS = 0.001
 NOT_OPEN = EtcdError(UNAVAILABLE, "raftkv: the cluster is not open to clients yet")
 NOT_STARTED = EtcdError(UNAVAILABLE, "raftkv: this node has no identity yet")
 
-INTERNAL_FAULT = EtcdError(INTERNAL, "raftkv: this request met an error in the node; its log has more")
-REQUEST_FAULTS = (ArithmeticError, AttributeError, DecodeError, LookupError, TypeError, ValueError)
-"""What a mistake in the handling of one request raises. Before a write is proposed such a mistake concerns its caller
-alone, and must not end the node: the client would try it on every other member, too. What tells of a broken invariant,
-log or store is none of these, and does end it."""
 _CLIENT_EVENTS = frozenset(
     {
         _engine.EV_HTTP,
@@ -247,7 +243,7 @@ class Node:
             self.member.writes.cancel(self._cancelled)
         self._cancelled.clear()
 
-    def _fault(self, error: Exception, number: int) -> None:
+    def _fault(self, error: BaseException, number: int) -> None:
         """A request has met a fault of ours: say where. Its caller gets INTERNAL, and everybody else is served on."""
         frames = traceback.extract_tb(error.__traceback__)[-4:]
         where = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
@@ -282,8 +278,10 @@ class Node:
     def _workers_done(self) -> None:
         while self.workers.failures:
             failure = self.workers.failures.popleft()
-            if isinstance(failure, LookupError):
+            if isinstance(failure, EntriesGone):
                 self.logger.warn("old entries cannot be read", error=str(failure))
+            elif isinstance(failure, RequestFault) and failure.__cause__ is not None:
+                self._fault(failure.__cause__, failure.method)
             else:
                 raise Failure(f"a worker failed: {failure!r}") from failure
         while self.workers.done:

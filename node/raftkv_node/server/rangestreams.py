@@ -1,12 +1,12 @@
 """RangeStreams between the engine and the store: a piece at a time, as fast as the client takes them.
 
 A stream asks the quorum once, like a range, and keeps the revision that it began with. A worker reads each piece and
-hands it to the engine; the turn orders the next one when the engine has sent most of the last. So a stream costs one
-piece of memory (two with what is still queued), whatever the size of its range, and next to nothing of the turn's time.
+hands it to the engine; the turn orders the next one when less than `STREAM_QUEUE_HIGH_BYTES` are left of the last.
+So a stream costs that and a piece of memory, whatever the size of its range, and next to nothing of the turn's time.
+The more streams there are, the smaller are their pieces, so that those of all together stay within `PIECES_BYTES`.
 
 A client may stand still for as long as it likes, while its place is wanted by nobody: as with etcd. When all places
-are taken, a new stream gets that of the one that has stood still longest. The more streams there are, the smaller the
-pieces of new ones, so that all together stay within `PIECES_BYTES`.
+are taken, a new stream gets that of the one whose client has taken too little for a next piece for longest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from time import monotonic
 from raftkv_node.api.kv import admit_range_stream
 from raftkv_node.api.methods import Method
 from raftkv_node.pb import rpc_pb2
+from raftkv_node.server.faults import INTERNAL_FAULT, REQUEST_FAULTS, RequestFault
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.reads import Reads
 from raftkv_node.server.watches import STREAM_QUEUE_HIGH_BYTES, StreamTransport
@@ -27,12 +28,12 @@ from raftkv_node.store.errors import MALFORMED_REQUEST, TOO_MANY_REQUESTS, EtcdE
 from raftkv_node.store.rangestream import RangeCursor
 from raftkv_node.store.store import Store
 
-MAX_RANGE_STREAMS = 512
+MAX_RANGE_STREAMS = 128
 """Streams that are open. One more takes the place of one that stands still, or is refused."""
 STILL_SECONDS = 30.0
-"""A stream whose client took nothing for so long may lose its place."""
+"""A stream that got no further piece for so long, because its client took too little, may lose its place."""
 MOVING_SECONDS = 1.0
-"""A stream whose client took something so lately is waited for when the member stops."""
+"""A stream that got a further piece so lately is waited for when the member stops."""
 PIECES_BYTES = 64 << 20
 """Pieces of all streams together, but for a last record of each."""
 MIN_PIECE_BYTES = PIECES_BYTES // MAX_RANGE_STREAMS
@@ -48,7 +49,7 @@ class _Stream:
     def __init__(self, needs_leader: bool, now: float) -> None:
         self.needs_leader = needs_leader
         self.moved = now
-        """When the client last made something go on."""
+        """When it was opened, or the client had last taken enough for another piece."""
         self.asked = False
         self.cursor: RangeCursor | None = None
         self.reading = False
@@ -86,7 +87,7 @@ class RangeStreams:
 
     @property
     def moving(self) -> bool:
-        """Whether a client takes what it gets."""
+        """Whether a stream goes on."""
         since = self._clock() - MOVING_SECONDS
         return any(stream.reading or stream.moved >= since for stream in self._streams.values())
 
@@ -94,8 +95,9 @@ class RangeStreams:
         """A client opened a stream; its request follows."""
         now = self._clock()
         if len(self._streams) >= MAX_RANGE_STREAMS:
-            stillest = min(self._streams, key=lambda one: self._streams[one].moved)
-            if self._streams[stillest].moved <= now - STILL_SECONDS:
+            waiting = [one for one, stream in self._streams.items() if not stream.reading]
+            stillest = min(waiting, key=lambda one: self._streams[one].moved, default=None)
+            if stillest is not None and self._streams[stillest].moved <= now - STILL_SECONDS:
                 self.end(stillest, TOO_MANY_REQUESTS)
         self._streams[call_id] = _Stream(needs_leader, now)
         if len(self._streams) > MAX_RANGE_STREAMS:
@@ -168,11 +170,12 @@ class RangeStreams:
             self._order(call_id, stream, stream.cursor)
 
     def _piece_bytes(self) -> int:
-        """How large the pieces of one more stream may be."""
+        """How large a stream's next piece may be."""
         return min(self._max_request_bytes, max(MIN_PIECE_BYTES, PIECES_BYTES // len(self._streams)))
 
     def _order(self, call_id: int, stream: _Stream, cursor: RangeCursor) -> None:
         """Have a worker read the next piece and hand it to the engine."""
+        cursor.piece_bytes = self._piece_bytes()
         try:
             piece = self._store.start_piece(cursor)
         except EtcdError as failure:
@@ -180,7 +183,12 @@ class RangeStreams:
             return
 
         def job() -> None:
-            (queued,) = self._transport.stream_send([(call_id, piece.run())])
+            try:
+                message = piece.run()
+            except REQUEST_FAULTS as error:
+                self._workers.done.append(partial(self.end, call_id, INTERNAL_FAULT))
+                raise RequestFault(Method.RANGE_STREAM) from error
+            (queued,) = self._transport.stream_send([(call_id, message)])
             self._workers.done.append(partial(self._sent, call_id, stream, cursor, queued))
 
         try:

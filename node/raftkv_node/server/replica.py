@@ -42,6 +42,10 @@ WINDOW_ENTRIES = 20_000
 COMPACT_EVERY_ENTRIES = 1_000
 
 
+class EntriesGone(Exception):
+    """Old entries that a member needs are not in the log any more."""
+
+
 class Fetched(NamedTuple):
     """Old entries for a member, read on a worker."""
 
@@ -270,11 +274,11 @@ class Replica:
         first = request.first
         previous_term = self.log.term(first - 1) or 0 if first > 1 else 0
         if first > 1 and not previous_term:
-            raise LookupError(f"entry {first - 1} is not in the log any more")
+            raise EntriesGone(f"entry {first - 1} is not in the log any more")
         stored = self.log.read_entries(first, self.log.last_index + 1, request.max_bytes)
         entries = [Entry(one.term, one.index, one.kind, one.payload) for one in stored]
         if not entries:
-            raise LookupError(f"entry {first} is not in the log")
+            raise EntriesGone(f"entry {first} is not in the log")
         return Fetched(request, previous_term, entries)
 
     def _take_fetched(self) -> None:

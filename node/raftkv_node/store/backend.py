@@ -422,10 +422,10 @@ class Backend:
 
     def _rest(self, worked_seconds: float) -> None:
         """Leaves the processor to others for a while, unless somebody waits or may soon."""
+        self._urgent.clear()  # before looking: whoever sets it from now on ends this rest
         if self._thread is None or self._stopping or self.buffered_bytes >= self._urgent_bytes:
             return
         began = time.monotonic()
-        self._urgent.clear()
         self._urgent.wait(min(REST_PER_WORK * worked_seconds, MAX_REST_SECONDS))
         self._rested_seconds += time.monotonic() - began
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FIRST_KEYS = 10
 READ_PER_PIECE = 8
-"""So many times a piece's size is read for it at most, where only the keys are sent of large records."""
+"""After so many times a piece's size was read for it, it ends, where only the keys are sent of large records."""
 
 
 class RangeCursor:
@@ -39,11 +39,11 @@ class RangeCursor:
         "_keys_only",
         "_limit",
         "_next",
-        "_piece_bytes",
         "_sent",
         "_slice_keys",
         "_total",
         "finished",
+        "piece_bytes",
         "revision",
     )
 
@@ -57,11 +57,12 @@ class RangeCursor:
         self._count_only = bool(request.count_only)
         self._header = header
         self._total = total
-        self._piece_bytes = piece_bytes
         self._slice_keys = FIRST_KEYS
         self._sent = 0
         self.revision = revision
         """What all pieces are read at."""
+        self.piece_bytes = piece_bytes
+        """How large the next piece may be."""
         self.finished = False
         """Whether the last piece was read."""
 
@@ -74,7 +75,7 @@ class RangeCursor:
         first = not self._sent
         while True:
             most = FIRST_KEYS if first else 0
-            taken, taken_bytes, exhausted = self._slice(mvcc, most, self._piece_bytes - size_bytes)
+            taken, taken_bytes, exhausted = self._slice(mvcc, most, self.piece_bytes - size_bytes)
             read_bytes += taken_bytes
             if self._keys_only:
                 taken = list(map(without_value, taken))
@@ -84,11 +85,7 @@ class RangeCursor:
             self._sent += len(taken)
             if exhausted or self._sent in (self._limit or -1, self._total):
                 return self._last(mvcc, records, exhausted=exhausted)
-            if (
-                size_bytes >= self._piece_bytes
-                or read_bytes >= READ_PER_PIECE * self._piece_bytes
-                or (first and records)
-            ):
+            if size_bytes >= self.piece_bytes or read_bytes >= READ_PER_PIECE * self.piece_bytes or (first and records):
                 return stream_piece(b"", records, more=False, total=0)
             time.sleep(0)  # other threads want the interpreter, too
 

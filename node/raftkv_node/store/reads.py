@@ -196,9 +196,10 @@ class PinnedView:
                 rows = look_up(mvcc, start, end, revision, SLICE_KEYS)
             total += len(rows.keys)
             start = rows.last + b"\0" if rows.last is not None else None
-            if limit:
-                rows = rows.cut(limit - len(records))
-            records += rows.filled(mvcc.backend.read_some(rows.missing))
+            if not limit or len(records) < limit:  # otherwise the rest is only counted
+                if limit:
+                    rows = rows.cut(limit - len(records))
+                records += rows.filled(mvcc.backend.read_some(rows.missing))
             time.sleep(0)
         return records, total
 
