@@ -23,7 +23,7 @@ from raftkv_node.raft import (
 )
 from raftkv_node.raft.messages import EntryBlock
 from raftkv_node.server.metrics import Metrics
-from raftkv_node.server.replica import Replica
+from raftkv_node.server.replica import EntriesGone, Replica
 
 RING_BYTES = 8192 + (16 << 10)
 
@@ -156,7 +156,7 @@ def test_old_entries_are_found_however_large_the_one_before_them_is(tmp_path: Pa
             found = replica._read(FetchRequest(2, first, 1000))
             assert found.previous_term == (1 if first > 1 else 0)
             assert [one.index for one in found.entries] == [first]
-        with pytest.raises(LookupError, match="entry 5"):
+        with pytest.raises(EntriesGone, match="entry 5"):
             replica._read(FetchRequest(2, 5, 1000))
     finally:
         log.close(clean=False)
