@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -120,6 +121,12 @@ class NodeProcess:
             return error.code, error.read().decode()
         except OSError:
             return 0, ""
+
+    def metric(self, name: str) -> float:
+        """The value of a metric without labels."""
+        found = re.search(rf"^{name} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        assert found is not None, name
+        return float(found[1])
 
     def healthy(self) -> bool:
         """Whether a linearizable read works. An end of the process is an error, not a wait."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,20 +21,14 @@ sys.exit(main())
 """
 
 
-def metric(node: NodeProcess, name: str) -> float:
-    found = re.search(rf"^{name} (\S+)$", node.get("/metrics")[1], re.MULTILINE)
-    assert found is not None, name
-    return float(found[1])
-
-
 def wait_committed(nodes: list[NodeProcess], applied_index: float) -> None:
     """Until everything up to an entry is applied, and out of the backend's queue."""
     for node in nodes:
         wait_until(
             f"commit of {node.name}",
             lambda node=node: (  # type: ignore[misc]
-                metric(node, "etcd_server_proposals_applied_total") >= applied_index
-                and metric(node, "raftkv_backend_buffered_bytes") == 0
+                node.metric("etcd_server_proposals_applied_total") >= applied_index
+                and node.metric("raftkv_backend_buffered_bytes") == 0
             ),
         )
 
@@ -63,17 +56,17 @@ def test_d17_members_without_a_cache_agree_and_fetch_ahead(
                 return bool(kv.Txn(rpc_pb2.TxnRequest(compare=[compare], success=[op]), timeout=30).succeeded)
 
             assert set(clients.map(lambda n: put(n, b"one"), range(KEYS))) == {b""}
-            wait_committed(made.members, metric(node, "etcd_server_proposals_applied_total"))
+            wait_committed(made.members, node.metric("etcd_server_proposals_applied_total"))
             assert set(clients.map(lambda n: put(n, b"two"), range(KEYS))) == {b"one"}
-            wait_committed(made.members, metric(node, "etcd_server_proposals_applied_total"))
+            wait_committed(made.members, node.metric("etcd_server_proposals_applied_total"))
             assert all(clients.map(lambda n: swap(n, b"two", b"three"), range(KEYS)))
             assert not any(clients.map(lambda n: swap(n, b"two", b"four"), range(KEYS)))
-            wait_committed(made.members, metric(node, "etcd_server_proposals_applied_total"))
+            wait_committed(made.members, node.metric("etcd_server_proposals_applied_total"))
             for one in made.members:
-                fetched = metric(one, "raftkv_apply_fetched_records_total")
+                fetched = one.metric("raftkv_apply_fetched_records_total")
                 assert fetched > KEYS / 2
                 # A machine that is too busy to run a worker in time makes a few.
-                assert metric(one, "raftkv_apply_cache_misses_total") < fetched / 4
+                assert one.metric("raftkv_apply_cache_misses_total") < fetched / 4
         hashes = set()
         for one in made.members:
             with channel(one.endpoint) as connection:

@@ -318,13 +318,6 @@ def memory_bytes(node: NodeProcess, name: str) -> int:
     raise AssertionError(name)
 
 
-def gauge(node: NodeProcess, name: str) -> float:
-    for line in node.get("/metrics")[1].splitlines():
-        if line.startswith(name + " "):
-            return float(line.split()[1])
-    raise AssertionError(name)
-
-
 def test_a_node_streams_more_than_it_could_hold_for_a_slow_client(node: NodeProcess) -> None:
     """60 MB of values for eight clients that do not read: a few MB of memory each, and the others are served."""
     with channel(node.endpoint) as connection:
@@ -332,7 +325,7 @@ def test_a_node_streams_more_than_it_could_hold_for_a_slow_client(node: NodeProc
         value = bytes(500_000)
         for n in range(120):
             kv.Put(rpc_pb2.PutRequest(key=b"k%03d" % n, value=value), timeout=20)
-        wait_until("all is committed", lambda: gauge(node, "raftkv_backend_buffered_bytes") == 0)
+        wait_until("all is committed", lambda: node.metric("raftkv_backend_buffered_bytes") == 0)
         before = memory_bytes(node, "RssAnon")
         request = rpc_pb2.RangeRequest(key=b"k", range_end=b"l")
         # One connection each, so that their windows are their own.

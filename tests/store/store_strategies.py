@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.store.validate import check_delete, check_put, check_range, check_txn
@@ -24,16 +26,20 @@ deletes = st.builds(rpc_pb2.DeleteRangeRequest, key=keys, range_end=ends, prev_k
     lambda request: check_delete(request) is None
 )
 bounds = st.sampled_from([0, 0, 0, 0, 2, 4, 6, 9])
+range_fields: dict[str, st.SearchStrategy[Any]] = {
+    "key": keys,
+    "range_end": ends,
+    "limit": st.sampled_from([0, 0, 1, 2, 3, -1]),
+    "revision": revisions,
+    "keys_only": rare,
+    "count_only": rare,
+}
+"""Of any range, whether it comes at once or in pieces."""
 ranges = st.builds(
     Range,
-    key=keys,
-    range_end=ends,
-    limit=st.sampled_from([0, 0, 1, 2, 3, -1]),
-    revision=revisions,
+    **range_fields,
     sort_order=st.sampled_from(Range.SortOrder.values()),
     sort_target=st.sampled_from(Range.SortTarget.values()),
-    keys_only=rare,
-    count_only=rare,
     min_mod_revision=bounds,
     max_mod_revision=bounds,
     min_create_revision=bounds,

@@ -360,9 +360,16 @@ def test_the_backend_thread_commits_by_itself(tmp_path: Path) -> None:
     again.close()
 
 
-def slow_rests(monkeypatch: pytest.MonkeyPatch, rest_seconds: float) -> None:
-    monkeypatch.setattr(backend, "REST_PER_WORK", 1e9)
-    monkeypatch.setattr(backend, "MAX_REST_SECONDS", rest_seconds)
+@pytest.fixture
+def make_resting(make_driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Driver]:
+    """Makes stores whose thread commits at once, and rests for so long before each further slice."""
+
+    def make(name: str, rest_seconds: float = 30.0, **options: int) -> Driver:
+        monkeypatch.setattr(backend, "REST_PER_WORK", 1e9)
+        monkeypatch.setattr(backend, "MAX_REST_SECONDS", rest_seconds)
+        return make_driver(name, start_thread=True, commit_interval_seconds=0.001, **options)
+
+    return make
 
 
 def seconds_to_commit(driver: Driver, then: Callable[[], None] | None = None) -> float:
@@ -379,19 +386,15 @@ def puts(slices: int, value: bytes = b"v") -> list[rpc_pb2.PutRequest]:
     return [rpc_pb2.PutRequest(key=b"k%06d" % n, value=value) for n in range(slices * backend.SLICE_RECORDS)]
 
 
-def test_a_commit_rests_between_slices_until_the_store_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_rests_between_slices_until_the_store_is_closed(make_resting: Callable[..., Driver]) -> None:
     """After a stall all members commit seconds of changes at once, and their clients waited for the processor."""
-    slow_rests(monkeypatch, 1.0)
-    driver = Driver(tmp_path / "at-rest", start_thread=True, commit_interval_seconds=0.001)
+    driver = make_resting("at-rest", 1.0)
     driver.apply(*puts(3))
     took = seconds_to_commit(driver)
     assert took > 2.0
     assert sum(driver.store.backend.commit_seconds) <= took - 1.9, "what is told of a commit is its work and its sync"
     driver.close()
-    slow_rests(monkeypatch, 30)
-    driver = Driver(tmp_path / "closed", start_thread=True, commit_interval_seconds=0.001)
+    driver = make_resting("closed")
     driver.apply(*puts(3))
 
     def close() -> None:
@@ -401,33 +404,28 @@ def test_a_commit_rests_between_slices_until_the_store_is_closed(
     assert seconds_to_commit(driver, close) < 30
 
 
-def test_a_commit_of_one_slice_does_not_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_rests(monkeypatch, 30)
-    driver = Driver(tmp_path / "s", start_thread=True, commit_interval_seconds=0.001)
+def test_a_commit_of_one_slice_does_not_rest(make_resting: Callable[..., Driver]) -> None:
+    driver = make_resting("s")
     driver.apply(*puts(1))
     assert seconds_to_commit(driver) < 30
-    driver.close()
 
 
-def test_a_commit_that_apply_waits_for_does_not_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_that_apply_waits_for_does_not_rest(make_resting: Callable[..., Driver]) -> None:
     """Nothing is added while apply waits, so that nothing new says that there is a hurry."""
-    slow_rests(monkeypatch, 30)
     value = bytes(100)
     size = 4 * backend.SLICE_RECORDS * len(value)
-    driver = Driver(tmp_path / "s", start_thread=True, commit_interval_seconds=0.001, buffer_limit_bytes=size)
+    driver = make_resting("s", buffer_limit_bytes=size)
     driver.apply(*puts(4, value))
     assert driver.store.backpressure
     # The thread has long found out that nothing may be committed yet.
     time.sleep(0.1)
     assert seconds_to_commit(driver) < 30
-    driver.close()
 
 
-def test_a_commit_that_becomes_urgent_rests_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_rests(monkeypatch, 30)
+def test_a_commit_that_becomes_urgent_rests_no_longer(make_resting: Callable[..., Driver]) -> None:
     value = bytes(100)
     size = 8 * backend.SLICE_RECORDS * len(value)
-    driver = Driver(tmp_path / "s", start_thread=True, commit_interval_seconds=0.001, buffer_limit_bytes=size)
+    driver = make_resting("s", buffer_limit_bytes=size)
     driver.apply(*puts(3, value))
 
     def more() -> None:
@@ -436,7 +434,6 @@ def test_a_commit_that_becomes_urgent_rests_no_longer(tmp_path: Path, monkeypatc
         driver.store.set_durable_index(driver.index)
 
     assert seconds_to_commit(driver, more) < 30
-    driver.close()
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 7, 20, 29, 30, 31])

@@ -18,7 +18,7 @@ from raftkv_node.store.rangestream import RangeCursor
 from raftkv_node.store.reads import SLICE_KEYS
 from raftkv_node.store.validate import check_range_stream
 from store_driver import Driver, fast_folder
-from store_strategies import ends, keys, rare, revisions, writes
+from store_strategies import range_fields, writes
 from test_mvcc_model import Pair, moments, plain
 
 Range = rpc_pb2.RangeRequest
@@ -28,12 +28,13 @@ class Reader:
     """One stream over a store, read when it is told to."""
 
     def __init__(self, driver: Driver, request: Range, piece_bytes: int) -> None:
-        self.cursor: RangeCursor = driver.store.open_range(request, piece_bytes)
+        self.cursor: RangeCursor = driver.store.open_range(request)
+        self.piece_bytes = piece_bytes
         self.pieces: list[bytes] = []
 
     def read(self, driver: Driver) -> bool:
         """Another piece; whether there are more."""
-        self.pieces.append(driver.store.start_piece(self.cursor).run())
+        self.pieces.append(driver.store.start_piece(self.cursor, self.piece_bytes).run())
         return not self.cursor.finished
 
     @property
@@ -49,16 +50,9 @@ class Reader:
         return whole.range_response
 
 
-streamed = st.builds(
-    Range,
-    key=keys,
-    range_end=ends,
-    limit=st.sampled_from([0, 0, 1, 2, 3, -1]),
-    revision=revisions,
-    sort_order=st.sampled_from([Range.NONE, Range.ASCEND]),
-    keys_only=rare,
-    count_only=rare,
-).filter(lambda request: check_range_stream(request) is None)
+streamed = st.builds(Range, **range_fields, sort_order=st.sampled_from([Range.NONE, Range.ASCEND])).filter(
+    lambda request: check_range_stream(request) is None
+)
 piece_sizes = st.sampled_from([1, 60, 250, 10_000])
 
 
@@ -81,7 +75,7 @@ def test_merged_pieces_are_the_range_at_its_start(
                 expected = pair.model.apply(request)
                 if isinstance(expected, Exception):
                     with pytest.raises(EtcdError) as refused:
-                        pair.driver.store.open_range(request, piece_bytes)
+                        pair.driver.store.open_range(request)
                     assert refused.value == expected
                 else:
                     reading.append((Reader(pair.driver, request, piece_bytes), expected, request.revision))
@@ -133,7 +127,7 @@ def test_what_is_refused() -> None:
 def test_revisions_that_are_not_there(driver: Driver) -> None:
     driver.put(b"a")
     with pytest.raises(EtcdError) as refused:
-        driver.store.open_range(Range(key=b"a", revision=9), 1000)
+        driver.store.open_range(Range(key=b"a", revision=9))
     assert refused.value == FUTURE_REVISION
 
 

@@ -21,7 +21,7 @@ from raftkv_node.raft import ConfigurationChange
 from raftkv_node.server import versions
 from raftkv_node.server.calls import Call
 from raftkv_node.server.changes import is_caught_up
-from raftkv_node.server.faults import INTERNAL_FAULT, REQUEST_FAULTS, RequestFault
+from raftkv_node.server.faults import faults_told
 from raftkv_node.server.identity import member_id
 from raftkv_node.server.member import Member
 from raftkv_node.server.members import attributes, encode_attributes, member_list
@@ -277,12 +277,10 @@ class ClusterService:
 
         def job() -> None:
             try:
-                done = partial(call.ok, cold.run())
+                with faults_told(Method.HASH_KV, lambda e: self._workers.done.append(partial(call.error, e))):
+                    done = partial(call.ok, cold.run())
             except EtcdError as error:
                 done = partial(call.error, error)
-            except REQUEST_FAULTS as error:
-                self._workers.done.append(partial(call.error, INTERNAL_FAULT))
-                raise RequestFault(Method.HASH_KV) from error
             self._workers.done.append(done)
 
         try:

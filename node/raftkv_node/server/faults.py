@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from google.protobuf.message import DecodeError
 
 from raftkv_node.store.errors import INTERNAL, EtcdError
@@ -14,8 +17,19 @@ log or store is none of these, and does end it."""
 
 
 class RequestFault(Exception):
-    """A worker met one of them (the cause); the caller has been told."""
+    """A worker met one of them; the caller has been told."""
 
-    def __init__(self, method: int) -> None:
-        super().__init__(method)
+    def __init__(self, method: int, error: Exception) -> None:
+        super().__init__(method, error)
         self.method = method
+        self.error = error
+
+
+@contextmanager
+def faults_told(method: int, tell: Callable[[EtcdError], object]) -> Iterator[None]:
+    """On a worker: what handles one request, whose caller is to be told of a fault by `tell`. Raises `RequestFault`."""
+    try:
+        yield
+    except REQUEST_FAULTS as error:
+        tell(INTERNAL_FAULT)
+        raise RequestFault(method, error) from error

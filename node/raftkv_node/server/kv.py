@@ -21,7 +21,7 @@ from raftkv_node.api.methods import Method
 from raftkv_node.config import NodeConfig
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.server.answers import Answers
-from raftkv_node.server.faults import INTERNAL_FAULT, REQUEST_FAULTS, RequestFault
+from raftkv_node.server.faults import faults_told
 from raftkv_node.server.member import Member
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.workers import Workers
@@ -160,12 +160,10 @@ def cold_job(cold: ColdRead, method: int, call_id: int, answers: Answers) -> Cal
 
     def job() -> None:
         try:
-            message = cold.run()
+            with faults_told(method, partial(answers.error_now, call_id)):
+                message = cold.run()
         except EtcdError as error:
             answers.error_now(call_id, error)
-        except REQUEST_FAULTS as error:
-            answers.error_now(call_id, INTERNAL_FAULT)
-            raise RequestFault(method) from error
         else:
             answers.ok_now(call_id, message)
 

@@ -243,7 +243,7 @@ class Node:
             self.member.writes.cancel(self._cancelled)
         self._cancelled.clear()
 
-    def _fault(self, error: BaseException, number: int) -> None:
+    def _fault(self, error: Exception, number: int) -> None:
         """A request has met a fault of ours: say where. Its caller gets INTERNAL, and everybody else is served on."""
         frames = traceback.extract_tb(error.__traceback__)[-4:]
         where = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
@@ -280,8 +280,8 @@ class Node:
             failure = self.workers.failures.popleft()
             if isinstance(failure, EntriesGone):
                 self.logger.warn("old entries cannot be read", error=str(failure))
-            elif isinstance(failure, RequestFault) and failure.__cause__ is not None:
-                self._fault(failure.__cause__, failure.method)
+            elif isinstance(failure, RequestFault):
+                self._fault(failure.error, failure.method)
             else:
                 raise Failure(f"a worker failed: {failure!r}") from failure
         while self.workers.done:

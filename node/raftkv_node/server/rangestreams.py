@@ -19,7 +19,7 @@ from time import monotonic
 from raftkv_node.api.kv import admit_range_stream
 from raftkv_node.api.methods import Method
 from raftkv_node.pb import rpc_pb2
-from raftkv_node.server.faults import INTERNAL_FAULT, REQUEST_FAULTS, RequestFault
+from raftkv_node.server.faults import faults_told
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.reads import Reads
 from raftkv_node.server.watches import STREAM_QUEUE_HIGH_BYTES, StreamTransport
@@ -163,7 +163,7 @@ class RangeStreams:
             self.end(call_id, error)
             return
         try:
-            stream.cursor = self._store.open_range(request, self._piece_bytes())
+            stream.cursor = self._store.open_range(request)
         except EtcdError as failure:
             self.end(call_id, failure)
         else:
@@ -175,19 +175,15 @@ class RangeStreams:
 
     def _order(self, call_id: int, stream: _Stream, cursor: RangeCursor) -> None:
         """Have a worker read the next piece and hand it to the engine."""
-        cursor.piece_bytes = self._piece_bytes()
         try:
-            piece = self._store.start_piece(cursor)
+            piece = self._store.start_piece(cursor, self._piece_bytes())
         except EtcdError as failure:
             self.end(call_id, failure)
             return
 
         def job() -> None:
-            try:
+            with faults_told(Method.RANGE_STREAM, lambda e: self._workers.done.append(partial(self.end, call_id, e))):
                 message = piece.run()
-            except REQUEST_FAULTS as error:
-                self._workers.done.append(partial(self.end, call_id, INTERNAL_FAULT))
-                raise RequestFault(Method.RANGE_STREAM) from error
             (queued,) = self._transport.stream_send([(call_id, message)])
             self._workers.done.append(partial(self._sent, call_id, stream, cursor, queued))
 

@@ -138,8 +138,6 @@ class Backend:
         self._urgent_bytes = urgent_bytes
         self._added_bytes = 0
         self._committed_bytes = 0
-        self._rested_seconds = 0.0
-        """How long the commit in progress has rested."""
         self._durable_index = 0
         self._lock = threading.Lock()
         self._chunks: Chunks = []
@@ -353,9 +351,9 @@ class Backend:
             size += chunk.record_bytes
         if not taken or self.failure is not None:
             return False
-        started, self._rested_seconds = time.monotonic(), 0.0
+        started = time.monotonic()
         try:
-            self._write(taken)
+            rested_seconds = self._write(taken)
             self._measure()
         except lmdb.MapFullError as error:
             self.failure = StoreError(
@@ -367,7 +365,7 @@ class Backend:
             self.failure = StoreError(f"the backend in {self.path} cannot commit: {error}{self._room()}")
             self.failure.__cause__ = error
             return False
-        self.commit_seconds.append(time.monotonic() - started - self._rested_seconds)
+        self.commit_seconds.append(time.monotonic() - started - rested_seconds)
         self.commits_total += 1
         with self._lock:
             self._chunks = self._chunks[len(taken) :]
@@ -391,14 +389,15 @@ class Backend:
                 return f" (its disk has {found.f_bavail * found.f_frsize} bytes left)"
         return ""
 
-    def _write(self, chunks: Chunks) -> None:
+    def _write(self, chunks: Chunks) -> float:
+        """One transaction, synced; for how long it rested meanwhile."""
         meta: dict[bytes, bytes] = {}
         members: dict[int, bytes | None] = {}
         with self.env.begin(write=True) as txn:
             cursor = txn.cursor(self.revisions)
-            worked_seconds = 0.0
+            worked_seconds = rested_seconds = 0.0
             for piece in _slices(chunks):
-                self._rest(worked_seconds)
+                rested_seconds += self._rest(worked_seconds)
                 began = time.monotonic()
                 consumed, _ = cursor.putmulti(piece, append=True)
                 worked_seconds = time.monotonic() - began
@@ -419,15 +418,16 @@ class Backend:
                     txn.delete(MEMBER_ID.pack(member), db=self.members)
                 else:
                     txn.put(MEMBER_ID.pack(member), attributes, db=self.members)
+        return rested_seconds
 
-    def _rest(self, worked_seconds: float) -> None:
-        """Leaves the processor to others for a while, unless somebody waits or may soon."""
+    def _rest(self, worked_seconds: float) -> float:
+        """Leaves the processor to others for a while, unless somebody waits or may soon; for how long."""
         self._urgent.clear()  # before looking: whoever sets it from now on ends this rest
         if self._thread is None or self._stopping or self.buffered_bytes >= self._urgent_bytes:
-            return
+            return 0.0
         began = time.monotonic()
         self._urgent.wait(min(REST_PER_WORK * worked_seconds, MAX_REST_SECONDS))
-        self._rested_seconds += time.monotonic() - began
+        return time.monotonic() - began
 
     def _measure(self) -> None:
         info = self.env.info()

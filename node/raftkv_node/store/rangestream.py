@@ -43,13 +43,10 @@ class RangeCursor:
         "_slice_keys",
         "_total",
         "finished",
-        "piece_bytes",
         "revision",
     )
 
-    def __init__(
-        self, request: rpc_pb2.RangeRequest, revision: int, header: bytes, total: int | None, piece_bytes: int
-    ) -> None:
+    def __init__(self, request: rpc_pb2.RangeRequest, revision: int, header: bytes, total: int | None) -> None:
         self._next: bytes = request.key
         self._end = interval_end(request.range_end, request.key)
         self._limit = max(0, int(request.limit))
@@ -61,13 +58,11 @@ class RangeCursor:
         self._sent = 0
         self.revision = revision
         """What all pieces are read at."""
-        self.piece_bytes = piece_bytes
-        """How large the next piece may be."""
         self.finished = False
         """Whether the last piece was read."""
 
-    def read(self, mvcc: Mvcc) -> bytes:
-        """The next piece, an encoded RangeStreamResponse.  Its revision must be pinned (`Store.start_piece`)."""
+    def read(self, mvcc: Mvcc, piece_bytes: int) -> bytes:
+        """The next piece, an encoded RangeStreamResponse.  `revision` must be pinned (`Store.start_piece`)."""
         if self._count_only:
             return self._last(mvcc, [], exhausted=False)
         records: list[bytes] = []
@@ -75,7 +70,7 @@ class RangeCursor:
         first = not self._sent
         while True:
             most = FIRST_KEYS if first else 0
-            taken, taken_bytes, exhausted = self._slice(mvcc, most, self.piece_bytes - size_bytes)
+            taken, taken_bytes, exhausted = self._slice(mvcc, most, piece_bytes - size_bytes)
             read_bytes += taken_bytes
             if self._keys_only:
                 taken = list(map(without_value, taken))
@@ -85,7 +80,7 @@ class RangeCursor:
             self._sent += len(taken)
             if exhausted or self._sent in (self._limit or -1, self._total):
                 return self._last(mvcc, records, exhausted=exhausted)
-            if size_bytes >= self.piece_bytes or read_bytes >= READ_PER_PIECE * self.piece_bytes or (first and records):
+            if size_bytes >= piece_bytes or read_bytes >= READ_PER_PIECE * piece_bytes or (first and records):
                 return stream_piece(b"", records, more=False, total=0)
             time.sleep(0)  # other threads want the interpreter, too
 

@@ -611,8 +611,8 @@ class Store:
         compacted = mvcc.compact_revision
         return ColdRead(self._pins, revision, lambda: range_body(request, header, view, compacted))
 
-    def open_range(self, request: rpc_pb2.RangeRequest, piece_bytes: int) -> RangeCursor:
-        """A range of the applied state, to be read in pieces of `piece_bytes`.  Raises `EtcdError` as an answer."""
+    def open_range(self, request: rpc_pb2.RangeRequest) -> RangeCursor:
+        """A range of the applied state, to be read in pieces.  Raises `EtcdError` as an answer."""
         mvcc = self.mvcc
         self.ranges_total += 1
         current = mvcc.revision
@@ -621,13 +621,15 @@ class Store:
         if revision == current:
             with mvcc.lock:
                 total = mvcc.index.live.count(request.key, interval_end(request.range_end, request.key))
-        return RangeCursor(request, revision, self._header.field(current), total, piece_bytes)
+        return RangeCursor(request, revision, self._header.field(current), total)
 
-    def start_piece(self, cursor: RangeCursor) -> ColdRead:
-        """The next piece of a range, for a worker.  Raises `EtcdError` as an answer: its revision may be compacted."""
+    def start_piece(self, cursor: RangeCursor, piece_bytes: int) -> ColdRead:
+        """The next piece of a range, of `piece_bytes`, for a worker.  Raises `EtcdError` as an answer: its revision may
+        be compacted.
+        """
         mvcc = self.mvcc
         revision = resolve_revision(cursor.revision, mvcc.revision, mvcc.compact_revision)
-        return ColdRead(self._pins, revision, lambda: cursor.read(mvcc))
+        return ColdRead(self._pins, revision, lambda: cursor.read(mvcc, piece_bytes))
 
     def start_txn(self, request: rpc_pb2.TxnRequest) -> ColdRead:
         """A read-only transaction (`validate.is_read_only`) of the applied state, for a worker or to be run at once."""
