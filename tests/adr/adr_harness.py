@@ -110,6 +110,7 @@ class Member:
             # Tests drain when they say so.
             "drain_interval_seconds": 3600.0,
             "drain_size_bytes": 100 << 20,
+            "zero_ahead_bytes": 4 * KIB,
             "environment": self.machine,
         }
         return LogOptions(**{**values, **self.changes, **changes})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ from raftkv_node.adr import (
 )
 from raftkv_node.adr.files import SyncFailed
 from raftkv_node.adr.ringlog import DRAIN_TRIES, RingLog
-from raftkv_node.adr.segments import REBUILT_SUFFIX, Segments
+from raftkv_node.adr.segments import REBUILT_SUFFIX, SEGMENT_HEADER_BYTES, Segments
 
 SOON_SECONDS = 0.005
 
 
-def opened(member: Member, disk: FaultyDisk, **changes: Any) -> Log:
+def opened(member: Member, disk: Files, **changes: Any) -> Log:
     log, _ = member.open(files=disk, drain_interval_seconds=SOON_SECONDS, stalled_after_seconds=0.05, **changes)
     return log
 
@@ -415,3 +416,81 @@ def test_d14_a_segment_that_could_not_be_deleted_leaves_no_hole(member: Member) 
     log, recovered = member.open()
     assert (recovered.last_index, recovered.first_index) == (60, recovered.entries[0].index)
     log.close()
+
+
+# --- zeros ahead of the records (disk mode) ---
+
+
+class Writes(Files):
+    """Remembers what is written to segments: (offset, bytes, whether they are zeros only)."""
+
+    def __init__(self, room_for_zeros: bool = True) -> None:
+        self.made: list[tuple[int, int, bool]] = []
+        self._room = room_for_zeros
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".seg":
+            zeros = not any(data)
+            if zeros and not self._room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.made.append((offset, len(data), zeros))
+        super().pwrite(fd, data, offset)
+
+
+def test_flushes_in_disk_mode_seldom_make_a_segment_larger(folder: Path) -> None:
+    """A flush that does waits for the file system's journal, too."""
+    member = Member(folder, Machine(), ring=False).make()
+    files = Writes()
+    log = opened(member, files, zero_ahead_bytes=16 << 10)
+    sizes = []
+    for index in range(1, 401):
+        durably(log, entries(1, index, 1))
+        sizes.append(member.segments()[-1].stat().st_size)
+    grown = sum(1 for before, after in pairwise(sizes) if after > before)
+    written = sum(size for _, size, zeros in files.made if not zeros)
+    assert 1 <= grown <= written // (16 << 10) + 1
+    assert sizes[-1] - SEGMENT_HEADER_BYTES > log.durable_lsn - 1, "there is always some left"
+    log.close(clean=False)
+    recovers(member, 400)
+    assert member.segments()[0].stat().st_size == SEGMENT_HEADER_BYTES + log.durable_lsn, "what was ahead is cut off"
+
+
+def test_zeros_are_written_where_no_record_was(folder: Path) -> None:
+    member = Member(folder, Machine(), ring=False).make()
+    files = Writes()
+    log = opened(member, files, zero_ahead_bytes=1 << 10, segment_size_bytes=4 << 10)
+    index = 1
+    for count in (1, 7, 2, 30, 1, 1, 12, 40) * 3:
+        durably(log, entries(1, index, count))
+        index += count
+    log.close()
+    reached = 0
+    for offset, size, zeros in files.made:
+        reached = 0 if offset == 0 else reached  # another segment
+        assert offset >= reached if zeros else offset == reached
+        reached = reached if zeros else offset + size
+    assert any(zeros for *_, zeros in files.made) and len(member.segments()) > 3
+    recovers(member, index - 1)
+
+
+def test_without_room_for_zeros_records_are_written_all_the_same(folder: Path) -> None:
+    member = Member(folder, Machine(), ring=False).make()
+    files = Writes(room_for_zeros=False)
+    log = opened(member, files)
+    for index in range(1, 20):
+        durably(log, entries(1, index, 1))
+    assert log.failed is None and not log.alarms() and not any(zeros for *_, zeros in files.made)
+    log.close(clean=False)
+    recovers(member, 19)
+
+
+@pytest.mark.parametrize(("ring", "ahead"), [(True, 4096), (False, 0)])
+def test_a_drain_and_whoever_does_not_want_it_write_no_zeros(folder: Path, ring: bool, ahead: int) -> None:
+    """Nobody waits for a drain: it would be more to write, and nothing won."""
+    member = Member(folder, Machine(), ring=ring).make()
+    files = Writes()
+    log = opened(member, files, zero_ahead_bytes=ahead)
+    durably(log, entries(1, 1, 5))
+    until(lambda: drained(log))
+    log.close()
+    assert files.made and not any(zeros for *_, zeros in files.made)

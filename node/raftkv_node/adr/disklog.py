@@ -39,6 +39,7 @@ class DiskLog(Log):
         super().__init__(opened)
         self._lsn = start_lsn
         self._durable = start_lsn
+        self._segments.zero_ahead_bytes = self._options.zero_ahead_bytes
         self._queue: list[_Queued] = []
         self._lock = threading.Lock()
 

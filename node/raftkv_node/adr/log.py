@@ -27,7 +27,7 @@ from raftkv_node.adr.levels import Environment, Medium
 from raftkv_node.adr.manifest import Manifest, write_manifest
 from raftkv_node.adr.places import Place, wipe
 from raftkv_node.adr.records import HardState, Mark, Record, StoredEntry
-from raftkv_node.adr.segments import DURATIONS_KEPT, Generation, Segments
+from raftkv_node.adr.segments import DURATIONS_KEPT, ZERO_AHEAD_BYTES, Generation, Segments
 from raftkv_node.adr.table import Member
 
 if TYPE_CHECKING:
@@ -75,9 +75,10 @@ class LogOptions:
     folder, by default `wal` in the data folder. `identity_files`: names in the data folder that do not make it a
     used one. `begun`: the caller knows that this log was opened before; an empty folder is then a lost log.
     `accept_loss`: go on with what is on disk where rows 9 to 11 refuse; only for a member that gives up its id. In disk
-    mode `adr_size_bytes` bounds what waits for its flush. Draining begins `drain_interval_seconds` after the last time,
-    or when `drain_size_bytes` wait. `stalled_after_seconds`: from this age of the oldest record that is not on disk on
-    the log says so (`alarms`).
+    mode `adr_size_bytes` bounds what waits for its flush, and zeros are kept `zero_ahead_bytes` ahead of the last
+    record on disk, so that a flush seldom makes the file larger (0: not). Draining begins `drain_interval_seconds`
+    after the last time, or when `drain_size_bytes` wait. `stalled_after_seconds`: from this age of the oldest record
+    that is not on disk on the log says so (`alarms`).
     """
 
     data_dir: Path
@@ -90,6 +91,7 @@ class LogOptions:
     stalled_after_seconds: float = 5.0
     minimum_durability: Level = Level.POWER
     segment_size_bytes: int = 64 * MIB
+    zero_ahead_bytes: int = ZERO_AHEAD_BYTES
     recovered_entries_bytes: int = 32 * MIB
     identity_files: frozenset[str] = frozenset({"identity.json"})
     begun: bool = False
@@ -109,6 +111,8 @@ class LogOptions:
             raise Unusable(f"the log buffer's size is {self.adr_size_bytes} bytes, but must be from {low} to {high}")
         if self.drain_interval_seconds <= 0 or self.drain_size_bytes <= 0 or self.segment_size_bytes <= 0:
             raise Unusable("drain interval, drain size and segment size must be positive")
+        if self.zero_ahead_bytes < 0:
+            raise Unusable("what is written ahead on disk cannot be less than nothing")
         if self.stalled_after_seconds <= 0:
             raise Unusable("the time after which a drain counts as stalled must be positive")
         if len(self.identity.disk_uuid) != 16:
