@@ -12,6 +12,7 @@ import pytest
 from raftkv_node.server import hugepages
 from raftkv_node.server.hugepages import HUGE_BYTES, HugePages, Refused, anonymous_ranges, present_pages
 from raftkv_node.server.log import Logger
+from raftkv_node.server.metrics import Metrics
 
 PARTS = 12
 
@@ -89,7 +90,7 @@ def make_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Memory]:
 
 @pytest.fixture
 def pages() -> HugePages:
-    return HugePages(Logger("error", "json"))
+    return HugePages(Logger("error", "json"), Metrics())
 
 
 def run_pass(pages: HugePages) -> int:
@@ -114,6 +115,7 @@ def test_full_memory_is_collapsed_once_and_keeps_its_bytes(
     assert memory.bytes("AnonHugePages") >= (PARTS - 1) * HUGE_BYTES
     assert memory.holds()
     assert run_pass(pages) == 0, "what is collapsed is passed over"
+    assert pages._metrics.collapses >= PARTS - 1 and pages._metrics.collapse_seconds > 0
 
 
 @needs_them
@@ -178,7 +180,7 @@ def test_where_the_kernel_refuses_it_is_given_up_and_told(
     kernel.error = errno.EINVAL
     with pytest.raises(Refused):
         pages.run_pass()
-    assert kernel.calls == hugepages.TRIES
+    assert kernel.calls == hugepages.TRIES and pages._metrics.collapses == 0
     monkeypatch.setattr(hugepages, "INTERVAL_SECONDS", 0.0)
     pages._logger = Logger("info", "json")
     pages._run()  # returns

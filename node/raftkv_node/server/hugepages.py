@@ -6,8 +6,9 @@ would not back with large pages by itself. So a thread looks through the anonymo
 and has the kernel collapse each aligned 2 MiB that are nearly full already: what it covers grows by a ninth at most.
 
 To collapse takes the kernel up to some milliseconds, in which the process can map no other memory, nor use this; so it
-is done one at a time, with long rests. (The thread is not nicer than others, since the turn may wait for it.) The call
-would do it whatever the system's setting, so that is looked at here: ``never`` in `ENABLED` is obeyed.
+is done one at a time, with rests that leave a twentieth of a processor to it. (The thread is not nicer than others,
+since the turn may wait for it.) The call would do it whatever the system's setting, so that is looked at here:
+``never`` in `ENABLED` is obeyed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 from raftkv_node.server.log import Logger
+from raftkv_node.server.metrics import Metrics
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_BYTES = 2 << 20
@@ -28,7 +30,7 @@ PAGE_BYTES = 4 << 10
 PRESENT_PAGES = 460
 """Of the 512: a part of memory that is emptier is left as it is, since collapsed it would be full."""
 INTERVAL_SECONDS = 5.0
-REST_PER_WORK = 4.0
+REST_PER_WORK = 19.0
 """For how long to rest after a collapse, as a multiple of what it took."""
 MIN_REST_SECONDS = 0.01
 MAX_COLLAPSES = 1000
@@ -75,8 +77,9 @@ def wanted() -> bool:
 class HugePages:
     """The passes. ``start`` begins them on a thread of their own, for as long as the process lives."""
 
-    def __init__(self, logger: Logger) -> None:
+    def __init__(self, logger: Logger, metrics: Metrics) -> None:
         self._logger = logger
+        self._metrics = metrics
         self._madvise = ctypes.CDLL(None, use_errno=True).madvise
         self._collapsed: set[int] = set()
         self._passes = self._refused = 0
@@ -107,15 +110,19 @@ class HugePages:
         done = 0
         for address in self._nearly_full():
             began = perf_counter()
-            if self._madvise(ctypes.c_void_p(address), ctypes.c_size_t(HUGE_BYTES), _MADV_COLLAPSE) == 0:
+            failed = self._madvise(ctypes.c_void_p(address), ctypes.c_size_t(HUGE_BYTES), _MADV_COLLAPSE) != 0
+            took = perf_counter() - began
+            self._metrics.collapse_seconds += took
+            if not failed:
                 self._collapsed.add(address)
                 self._works = True
+                self._metrics.collapses += 1
                 done += 1
             elif not self._go_on(ctypes.get_errno()):
                 break
             if done >= MAX_COLLAPSES:
                 break
-            sleep(max(MIN_REST_SECONDS, REST_PER_WORK * (perf_counter() - began)))
+            sleep(max(MIN_REST_SECONDS, REST_PER_WORK * took))
         return done
 
     def _go_on(self, error: int) -> bool:

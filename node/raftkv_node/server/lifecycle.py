@@ -237,7 +237,7 @@ def _run(node: Node, logger: Logger) -> int:
     _tune_gc()
     sys.setswitchinterval(SWITCH_SECONDS)
     with contextlib.suppress(AttributeError, OSError, RuntimeError):  # no libc to load, no thread to be had
-        HugePages(logger).start()
+        HugePages(logger, node.metrics).start()
     try:
         frozen = monotonic()
         while not node.stopping:

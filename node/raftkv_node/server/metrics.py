@@ -133,6 +133,9 @@ class Metrics:
         self.learner_promote_successes = 0
         self.health_success = 0
         self.health_failures = 0
+        self.collapses = 0
+        """Parts of memory that were collapsed to huge pages, of 2 MiB each."""
+        self.collapse_seconds = 0.0
         self.snapshots = SnapshotMetrics()
 
     def method(self, method_id: int) -> MethodCounters:
@@ -235,6 +238,8 @@ class Collector(PrometheusCollector):
             ("etcd_server_learner_promote_successes", "Learners promoted.", metrics.learner_promote_successes),
             ("etcd_server_health_success", "Health checks passed.", metrics.health_success),
             ("etcd_server_health_failures", "Health checks failed.", metrics.health_failures),
+            ("raftkv_huge_page_collapses", "2 MiB of memory collapsed to a huge page.", metrics.collapses),
+            ("raftkv_huge_page_collapse_seconds", "Time that collapses took.", metrics.collapse_seconds),
         ):
             yield CounterMetricFamily(name, text, value=value)
         completed = CounterMetricFamily(
