@@ -239,12 +239,12 @@ def test_m6_a_disk_that_cannot_be_noted_is_refused_and_ends_nobody(
 
     with monkeypatch.context() as patched:
         patched.setattr(identities, "save", full)
-        reason = lone.member.refusal(hello)
+        reason = lone.member.introductions.refusal(hello)
     assert reason is not None and "cannot note that disk now (No space left on device)" in reason
     assert "a member's disk cannot be noted" in lines.getvalue()
     other = replace(hello, disk_uuid=b"m" * 16, nonce=8)
-    assert lone.member.refusal(other) is None, "nothing of the refused hello was kept"
-    assert "already been bootstrapped" in str(lone.member.refusal(hello))
+    assert lone.member.introductions.refusal(other) is None, "nothing of the refused hello was kept"
+    assert "already been bootstrapped" in str(lone.member.introductions.refusal(hello))
 
 
 def test_a_commit_that_a_member_cannot_be_told_costs_one_try(lone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,14 +294,16 @@ class MemberNode:
         if not self.world.member(self.world.nodes[sender]).lives_on(said.generation):
             return  # the connection has ended with the life that said it
         self.world.starting = self  # what is written now is written to this disk
-        reason = self.member.refusal(said)
+        reason = self.member.introductions.refusal(said)
         if reason is not None:
             self.world.post(self.id, sender, "refused", self.id, reason, said.generation)
             return
         self._peers.judged.add(sender)
         if first:
-            self.world.post(self.id, sender, "introduced", self.id, self.member.hello(sender).encode(), False)
-        self._peers.tell(sender, self.member.openings())
+            self.world.post(
+                self.id, sender, "introduced", self.id, self.member.introductions.hello(sender).encode(), False
+            )
+        self._peers.tell(sender, self.member.introductions.openings())
 
     def lives_on(self, generation: int) -> bool:
         """Whether this member runs, on that opening of its log."""
@@ -311,7 +313,7 @@ class MemberNode:
         """A member does not hear this one. What an earlier life is told comes on its connection, which is gone."""
         if self.lives_on(generation):
             self.world.starting = self
-            self.member.rejected(by, reason)
+            self.member.introductions.rejected(by, reason)
 
     def hung_up(self, other: int) -> None:
         """The connection to a member is gone, as it is when its process ends."""
@@ -321,7 +323,7 @@ class MemberNode:
         """A member says what it has stored."""
         if by in self._peers.judged:
             self.world.starting = self
-            self.member.told(by, openings)
+            self.member.introductions.told(by, openings)
             self.turn()
 
     @property

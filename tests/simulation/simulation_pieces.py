@@ -51,7 +51,9 @@ class SimPeers:
         """Introduce this member to those that it is not connected with."""
         member = self._node.member
         for other in sorted(member.configuration.ids - {self._node.id} - self.judged):
-            self._node.world.post(self._node.id, other, "introduced", self._node.id, member.hello(other).encode(), True)
+            self._node.world.post(
+                self._node.id, other, "introduced", self._node.id, member.introductions.hello(other).encode(), True
+            )
 
     def tell(self, to: int, openings: bytes) -> None:
         self._node.world.post(self._node.id, to, "told", self._node.id, openings)

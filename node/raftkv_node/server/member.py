@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from types import MappingProxyType
 from typing import Protocol
 
-from raftkv_node.adr import PRESSURE_FULL, PRESSURE_SHRINK, Level, Log, LogOptions, Recovered, Refusal, Refused
+from raftkv_node.adr import PRESSURE_FULL, PRESSURE_SHRINK, Level, Log, LogOptions, Recovered
 from raftkv_node.adr import Identity as LogIdentity
 from raftkv_node.adr.files import Files
 from raftkv_node.config import NodeConfig
@@ -38,17 +37,16 @@ from raftkv_node.server.ahead import Ahead
 from raftkv_node.server.answers import Answers
 from raftkv_node.server.applier import Applier
 from raftkv_node.server.changes import Changes, refusal
-from raftkv_node.server.gate import Electorate, Gate, Reason
-from raftkv_node.server.hello import BOOTSTRAPPED, OLDER_DISK, REMOVED, RUNS_TWICE, Hello, HelloKind, Judge
 from raftkv_node.server.identity import Identity
 from raftkv_node.server.installs import Installs, Prepared
+from raftkv_node.server.introductions import Introductions
 from raftkv_node.server.log import Logger
 from raftkv_node.server.log import member as shown
-from raftkv_node.server.members import bindings, peer_urls, role_settings, settings
+from raftkv_node.server.members import peer_urls, role_settings, settings
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.moves import Moves
-from raftkv_node.server.openings import Openings, Told
-from raftkv_node.server.peers import Peers, PeerTls, Transport, members_frame
+from raftkv_node.server.openings import Openings
+from raftkv_node.server.peers import Peers, PeerTls, Transport
 from raftkv_node.server.rangestreams import RangeStreams
 from raftkv_node.server.reads import Reads
 from raftkv_node.server.replica import Replica, initial_state, raft_config
@@ -109,16 +107,12 @@ class Member:
         self._answers = answers
         self._transport = transport
         self._logger = logger
-        self._founders = frozenset(founding.members) - {identity.member_id} if not identity.operated else frozenset()
-        self._openings = Openings(
+        kept = Openings(
             config.data_dir,
             workers,
-            self._tell_openings,
+            self._openings_stored,
             lambda why: logger.warn("openings of members are not kept", reason=why),
         )
-        self._told = Told()
-        self._heard: dict[int, int] = {}
-        self._bindings: Mapping[int, bytes] = MappingProxyType({})
         self._publish_at = 0.0
         self._own_attributes = rpc_pb2.Member(
             ID=identity.member_id, name=config.name, clientURLs=config.client_urls
@@ -137,8 +131,6 @@ class Member:
         timeout = config.request_timeout_seconds
         self.log, recovered = Log.open(log_options(config, identity))
         self.recovered: Recovered = recovered
-        self._founds = bool(self._founders) and (recovered.fresh or not self._founders <= identity.bindings.keys())
-        self.gate = Gate(identity.member_id, recovered.ring_proof, config.newest_disk_patience)
         self._files = Files()
         if settle_snapshot(self._files, config.data_dir, recovered):
             index = recovered.snapshot.index if recovered.snapshot is not None else 0
@@ -148,12 +140,27 @@ class Member:
             raft_config(identity.member_id, config.election_ticks, config.pre_vote, random.SystemRandom().randint),
             initial_state(recovered, self.log, self.store, founding),
         )
-        self._opened_at = self.raft.term, self.raft.durable_index
+        self.introductions = Introductions(
+            identity,
+            founding,
+            patience_seconds=config.newest_disk_patience,
+            openings=kept,
+            log=self.log,
+            recovered=recovered,
+            raft=self.raft,
+            surroundings=self,
+            logger=logger,
+        )
         self.store.set_term(self.raft.term)
         self.store.set_durable_index(self.raft.durable_index)
         tls = PeerTls(config.peer_cert_file, config.peer_key_file, config.peer_trusted_ca_file)
         self.peers = Peers(
-            transport, self, resolver=make_resolver(config.resolver), tls=tls, metrics=metrics, logger=logger
+            transport,
+            self.introductions,
+            resolver=make_resolver(config.resolver),
+            tls=tls,
+            metrics=metrics,
+            logger=logger,
         )
         self.replica = Replica(self.raft, self.log, self.peers.send, workers, metrics, transport.flush)
         self.writes = Writes(
@@ -162,7 +169,7 @@ class Member:
         self.writes.passed_index = self.store.applied_index
         self.reads = Reads(timeout)
         self.changes = Changes(self.raft, tick, timeout)
-        self.tickets = Tickets(self.raft, self.changes, self._generations)
+        self.tickets = Tickets(self.raft, self.changes, lambda: self.introductions.generations)
         self.moves = Moves(self.raft, tick)
         self.watches = Watches(self.store, transport, workers, metrics)
         self.range_streams = RangeStreams(self.store, self.reads, transport, workers, metrics, config.max_request_bytes)
@@ -185,15 +192,10 @@ class Member:
         self._release()
         self._configured(self.raft.configuration)
         if not identity.begun:
-            self._keep(replace(self.identity, begun=True))
-        self._look_at_gate(monotonic())
+            self.keep(replace(self.identity, begun=True))
+        self.introductions.look_at_gate(monotonic())
 
-    def _keep(self, identity: Identity) -> None:
-        """Change what the identity file knows beside the ids, durably, before anything depends on it."""
-        identities.save(self.config.data_dir, identity)
-        self.identity = identity
-
-    # -- what it is -------------------------------------------------------------------------------------------------
+    # -- what it is ---------------------------------------------------------------------------------------------------
 
     @property
     def configuration(self) -> Configuration:
@@ -234,7 +236,7 @@ class Member:
     @property
     def may_vote(self) -> bool:
         """M5, M6: whether this member takes part in consensus at all."""
-        return self.gate.is_open and self._founders_known
+        return self.introductions.may_vote
 
     @property
     def _founds_alone(self) -> bool:
@@ -242,158 +244,44 @@ class Member:
         wait for, and an election timeout would only delay the members that are to join."""
         return self.raft.term == 0 and self.raft.configuration.all_voters == {self.identity.member_id}
 
-    @property
-    def _founders_known(self) -> bool:
-        """M6: a founder by hand takes part once all founders have shown their disks."""
-        return self._founders <= self.identity.bindings.keys()
-
-    def _generations(self) -> dict[int, int]:
-        """The newest opening of each member's log that was heard of, the own one among them."""
-        heard = {one: generation for one, (generation, _) in self._openings.known.items()}
-        return {**heard, self.identity.member_id: self.log.generation}
-
     def published(self) -> dict[int, rpc_pb2.Member]:
         """What members have published of themselves."""
         return {one: rpc_pb2.Member.FromString(encoded) for one, encoded in self.store.members.items()}
 
-    # -- introductions (hello.py) -------------------------------------------------------------------------------------
+    # -- what introductions need (introductions.py) -------------------------------------------------------------------
 
-    def hello(self, to_id: int) -> Hello:
-        """The own hello, for this member."""
-        return Hello(
-            HelloKind.MEMBER,
-            self.identity.cluster_id,
-            self.identity.member_id,
-            to_id,
-            self.identity.disk_uuid,
-            self.log.generation,
-            self._nonce,
-            self.identity.peer_url,
-            *self._opened_at,
-        )
+    def keep(self, identity: Identity) -> None:
+        """Change what the identity file knows beside the ids, durably, before anything depends on it."""
+        identities.save(self.config.data_dir, identity)
+        self.identity = identity
 
-    def refusal(self, hello: Hello) -> str | None:
-        """Why the speaker is not heard, or None; an accepted hello is remembered."""
-        if hello.to_id == 0:
-            hello = replace(hello, to_id=self.identity.member_id)
-        judge = Judge(
-            self.identity.cluster_id,
-            self.identity.member_id,
-            self.raft.committed_configuration[1].removed,
-            self._bindings,
-            self._openings.known,
-            {one: (since, *self.replica.receipts.get(one, (0, 0))) for one, since in self._heard.items()},
-        )
-        reason = judge.refusal(hello)
-        if reason is None and not self.identity.operated and hello.from_id not in self._bindings:
-            reason = self._bind(hello)
-        if reason is None:
-            if self._heard.get(hello.from_id) != hello.generation:
-                self._heard[hello.from_id] = hello.generation
-                self.replica.receipts.pop(hello.from_id, None)
-            self._openings.note(hello.from_id, hello.generation, hello.nonce)
-        return reason
+    def _openings_stored(self) -> None:
+        self.introductions.tell_openings()
 
-    def _bind(self, hello: Hello) -> str | None:
-        """M6: keep the disk uuid that a member has shown, before anything depends on it; why that cannot be, if so.
+    @property
+    def connected(self) -> Collection[int]:
+        """Members that can be told something."""
+        return self.peers.connected
 
-        By hand nobody else writes it down. A member that lost its disk finds its id again by its URL, but not its
-        votes: with another disk it must be added again.
-        """
-        waiting = not self._founders_known
-        known = {**self.identity.bindings, hello.from_id: hello.disk_uuid}
-        try:
-            self._keep(replace(self.identity, bindings=MappingProxyType(known)))
-        except OSError as error:
-            # a disk that is full, say, ends no member for it: whoever speaks will try again
-            self._logger.warn("a member's disk cannot be noted", id=shown(hello.from_id), reason=error.strerror)
-            return f"member {self.identity.member_id:x} cannot note that disk now ({error.strerror}): try again"
-        self._bindings = MappingProxyType({**self._bindings, hello.from_id: hello.disk_uuid})
-        if waiting and self._founders_known:
-            self._logger.info("all founders have shown their disks", members=len(self._founders) + 1)
-        return None
+    def tell(self, to: int, openings: bytes) -> None:
+        """Tell one of them what is stored here."""
+        self.peers.tell(to, openings)
 
-    def rejected(self, by: int, reason: str) -> None:
-        """A member does not hear this one. M5: whoever has an older disk than one that it has shown ends for good.
-        M4: a member that was removed learns it here, for the entry does not reach it.
+    def receipt(self, member: int) -> tuple[int, int]:
+        """The newest (term, index) that a member has promised since its last hello; (0, 0): none."""
+        return self.replica.receipts.get(member, (0, 0))
 
-        Raises :class:`Refused` for the former.
-        """
-        if OLDER_DISK in reason or RUNS_TWICE in reason:
-            self._keep(replace(self.identity, disowned=True))
-            raise Refused(Refusal.MISMATCH, f"{identities.DISOWNED} (member {by:x} says: {reason})")
-        if BOOTSTRAPPED in reason and self._founds:
-            raise Refused(
-                Refusal.MISMATCH,
-                f"{reason} (says member {by:x}): this disk is new, but the cluster runs; remove the member, add it "
-                "again, and start it with --initial-cluster-state existing",
-            )
-        if REMOVED in reason:
-            self._was_removed()
+    def forget_receipt(self, member: int) -> None:
+        """The member has said hello with another opening."""
+        self.replica.receipts.pop(member, None)
 
-    def _was_removed(self) -> None:
+    def was_removed(self) -> None:
         """Serve nobody any more: what this member has only gets older. Watchers are to go on elsewhere."""
         if not self.removed_from_cluster:
             self.removed_from_cluster = True
             self._logger.warn("this member was removed from the cluster")
             self.watches.abandon(WAS_REMOVED)
             self.range_streams.abandon(WAS_REMOVED)
-
-    # -- openings (openings.py, gate.py) ------------------------------------------------------------------------------
-
-    def openings(self, asks: bool = False) -> bytes:
-        """What this member has stored of the others' disks, for them to know."""
-        index, committed = self.raft.committed_configuration
-        return Told(asks, index, committed.voters, committed.voters_outgoing, self._openings.stored).encode()
-
-    def _tell_openings(self, asks: bool = False) -> None:
-        frame = self.openings(asks)
-        for one in self.peers.connected:
-            self.peers.tell(one, frame)
-
-    def told(self, by: int, data: bytes) -> None:
-        """A member says what it has stored. Raises :class:`Refused` when that shows that this disk is an older one."""
-        told = Told.decode(data)
-        own = self.identity.member_id
-        current = self.log.generation, self._nonce
-        said = told.openings.get(own)
-        if said is not None and said[0] >= current[0] and said != current:
-            words = OLDER_DISK if said[0] > current[0] else RUNS_TWICE
-            self.rejected(by, f"member {own:x} {words} {said[0]}")
-        if said == current:
-            self.gate.stored_by.add(by)
-        if told.configuration_index >= self._told.configuration_index and told.voters:
-            self._told = told
-        removed = self.raft.committed_configuration[1].removed
-        for one, (generation, nonce) in told.openings.items():
-            if one != own and one not in removed and generation > self._openings.known.get(one, (0, 0))[0]:
-                self._openings.note(one, generation, nonce)
-        if told.asks:
-            self.peers.tell(by, self.openings())
-        self._look_at_gate(monotonic())
-
-    @property
-    def _nonce(self) -> int:
-        return int.from_bytes(self.log.nonce[:8], "little")
-
-    def _look_at_gate(self, now: float) -> None:
-        """M5, M6: open the gate when enough others have stored this opening."""
-        if self.gate.is_open or not self._founders_known:
-            return
-        if self._founds and not self._founders <= self.gate.stored_by:
-            return
-        known: Configuration | Told = self.configuration
-        if self._told.configuration_index > self.raft.configuration_index or not known.voters:
-            known = self._told
-        if not self.gate.look(Electorate(known.voters, known.voters_outgoing), now):
-            return
-        say = self._logger.warn if self.gate.reason == Reason.PATIENCE else self._logger.info
-        say("takes part", reason=self.gate.reason)
-
-    def members_frame(self) -> bytes | None:
-        """Cluster id and configuration for a node that asks for its own id."""
-        configuration = self.raft.committed_configuration[1]
-        return members_frame(self.identity.cluster_id, configuration.encode()) if configuration.members else None
 
     # -- the turn -----------------------------------------------------------------------------------------------------
 
@@ -413,10 +301,7 @@ class Member:
                 self.raft.campaign()
             self.raft.tick()
         self.peers.tick(now)
-        self._openings.write()
-        if not self.gate.is_open:
-            self._look_at_gate(now)
-            self._tell_openings(asks=True)
+        self.introductions.tick(now)
         self._leader_refuses = False
         has_leader = self.leader_id != 0
         self._answers.errors(self.writes.expire(now, has_leader))
@@ -546,10 +431,10 @@ class Member:
         removed = self.raft.committed_configuration[1].removed
         if removed != self._removed:
             self.peers.refuse_removed(removed - self._removed)
-            self._openings.forget(removed)
+            self.introductions.forget(removed)
             self._removed = removed
             if self.identity.member_id in removed:
-                self._was_removed()
+                self.was_removed()
 
     def _rejected(self, first_seq: int, reason: ProposalReason) -> None:
         """The leader did not take a proposal; where it leads no more, another soon will."""
@@ -584,7 +469,7 @@ class Member:
             # a joining member hears from the leader first; until then it knows those that it was told
             known = {one.member_id: one.peer_url for one in self.identity.peers if one.member_id != own}
             urls = {one: url for one, url in {**known, **urls}.items() if one not in configuration.removed}
-        self._bindings = MappingProxyType({**self.identity.bindings, **bindings(configuration)})
+        self.introductions.configured(configuration)
         self.peers.set_members(urls)
 
     def _roles_changed(self, error: EtcdError | None, index: int) -> None:
