@@ -15,8 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 from engine_harness import ECHO, FLOOD, Harness
+from machine import memory_bytes
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -212,13 +214,6 @@ def works(port: int) -> None:
                 received += part
 
 
-def memory_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) << 10
-    raise AssertionError(name)
-
-
 def run(seconds: float, seed: int) -> tuple[int, int]:
     """Attacks for so long. Returns connections and calls that worked; AssertionError if one did not."""
     rng = random.Random(seed)
@@ -227,7 +222,7 @@ def run(seconds: float, seed: int) -> tuple[int, int]:
         harness.start()
         port = harness.port
         works(port)
-        before = memory_bytes("VmRSS")
+        before = memory_bytes(None, "VmRSS")
         end = time.monotonic() + seconds
         while time.monotonic() < end or connections < len(ATTACKS):
             chosen = ATTACKS[connections % len(ATTACKS)] if connections < len(ATTACKS) else rng.choice(ATTACKS)

@@ -18,7 +18,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
+from machine import memory_bytes
 from processes import NodeProcess, channel, cluster, free_ports, wait_until
 from raftkv_node.pb import rpc_pb2, rpc_pb2_grpc
 
@@ -50,8 +52,7 @@ def metric(node: NodeProcess, name: str) -> float:
 def resident_bytes(node: NodeProcess) -> int:
     """Anonymous memory of a process: without mapped files and rings."""
     assert node.process is not None
-    lines = Path(f"/proc/{node.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+    return memory_bytes(node.process.pid, "RssAnon")
 
 
 class Putter:

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,43 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from certificates import Authority, Pair
+from machine import cpu_seconds, free_ports, memory_bytes
 from raftkv_node.bench.target import Target, parse_endpoints
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
-# The low bits of the clock id that clock_getcpuclockid(3) gives for a process: /proc counts in hundredths of a second.
-_CPU_CLOCK = 2
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on the loopback address that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
-def process_cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    return time.clock_gettime((~pid << 3) | _CPU_CLOCK)
 
 
 def process_resident_bytes(pid: int, *, shared: bool = True) -> int:
     """Resident memory of a process now; ``shared``: with its pages on tmpfs (a ring)."""
     kinds = ("RssAnon", "RssFile", "RssShmem") if shared else ("RssAnon", "RssFile")
-    return _status_bytes(pid, *kinds)
-
-
-def _status_bytes(pid: int, *kinds: str) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return sum(int(fields[kind].split()[0]) << 10 for kind in kinds)
+    return memory_bytes(pid, *kinds)
 
 
 @dataclass(frozen=True)
@@ -104,7 +80,7 @@ class Member:
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
         assert self.process is not None
-        return process_cpu_seconds(self.process.pid)
+        return cpu_seconds(self.process.pid)
 
     def resident_bytes(self, *, shared: bool = True) -> int:
         """Resident memory of the process now; ``shared``: with its pages on tmpfs (a ring)."""
@@ -119,7 +95,7 @@ class Member:
     def peak_bytes(self) -> int:
         """The peak of resident memory since then."""
         assert self.process is not None
-        return _status_bytes(self.process.pid, "VmHWM")
+        return memory_bytes(self.process.pid, "VmHWM")
 
 
 class Cluster:

@@ -33,10 +33,11 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
-from clusters import process_cpu_seconds, process_resident_bytes
+from clusters import process_resident_bytes
 from first_cluster import CLUSTERS, starts
 from first_cluster import report as report_starts
 from kube import playground
+from machine import cpu_seconds
 from raftkv_operator.loop import REPAIR_SECONDS
 from raftkv_playground.client import ApiClient, Informer
 from raftkv_playground.objects import condition_true
@@ -107,7 +108,7 @@ class Operator:
 
     def cpu_seconds(self) -> float:
         """Processor time so far, in user and system mode."""
-        return process_cpu_seconds(self.pid)
+        return cpu_seconds(self.pid)
 
     def memory_bytes(self) -> int:
         """Resident memory."""

@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from machine import memory_bytes
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.store import Batch, ColdRead, Store, commands
 from raftkv_node.store.watch import WatchHub
@@ -77,14 +80,6 @@ def read(store: Store, label: str, request: rpc_pb2.RangeRequest, times: int) ->
     print(f"{label:58} {(time.thread_time() - started) / times * 1e6:8.2f} us each {how}")
 
 
-def memory_bytes() -> int:
-    """Memory of this process without mapped files."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) << 10
-    return 0
-
-
 def bench(keys: int, folder: Path) -> None:
     store = Store.open(folder / str(keys), cluster_id=1 << 60, member_id=1 << 60)
     gc.freeze()
@@ -125,11 +120,12 @@ def bench(keys: int, folder: Path) -> None:
     store.close()
     del store, hub, stream
     gc.collect()
-    before = memory_bytes()
+    before = memory_bytes(None, "RssAnon")
     started = time.thread_time()
     store = Store.open(folder / str(keys), value_cache_bytes=0)
     spent = time.thread_time() - started
-    print(f"{'open again':58} {spent * 1e3:8.1f} ms, {(memory_bytes() - before) / keys:.0f} bytes per key and index")
+    used = memory_bytes(None, "RssAnon") - before
+    print(f"{'open again':58} {spent * 1e3:8.1f} ms, {used / keys:.0f} bytes per key and index")
     store.close()
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,21 +18,13 @@ from pathlib import Path
 
 import grpc
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from machine import free_ports
+
 RAFTKV = str(Path(sys.executable).with_name("raftkv"))
 START_SECONDS = 60.0
 """Bound of every wait; it tells "hangs" from "works" on a small and busy machine."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on the loopback address that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:

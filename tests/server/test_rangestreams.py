@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from machine import memory_bytes
 from processes import NodeProcess, channel, free_ports, wait_until
 from raftkv_node.api.methods import Method
 from raftkv_node.pb import rpc_pb2, rpc_pb2_grpc
@@ -310,14 +311,6 @@ def node(tmp_path: Path) -> Iterator[NodeProcess]:
     made.kill()
 
 
-def memory_bytes(node: NodeProcess, name: str) -> int:
-    assert node.process is not None
-    for line in Path(f"/proc/{node.process.pid}/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) << 10
-    raise AssertionError(name)
-
-
 def test_a_node_streams_more_than_it_could_hold_for_a_slow_client(node: NodeProcess) -> None:
     """60 MB of values for eight clients that do not read: a few MB of memory each, and the others are served."""
     with channel(node.endpoint) as connection:
@@ -326,7 +319,8 @@ def test_a_node_streams_more_than_it_could_hold_for_a_slow_client(node: NodeProc
         for n in range(120):
             kv.Put(rpc_pb2.PutRequest(key=b"k%03d" % n, value=value), timeout=20)
         wait_until("all is committed", lambda: node.metric("raftkv_backend_buffered_bytes") == 0)
-        before = memory_bytes(node, "RssAnon")
+        assert node.process is not None
+        before = memory_bytes(node.process.pid, "RssAnon")
         request = rpc_pb2.RangeRequest(key=b"k", range_end=b"l")
         # One connection each, so that their windows are their own.
         slow = [grpc.insecure_channel(node.endpoint, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(8)]
@@ -336,7 +330,7 @@ def test_a_node_streams_more_than_it_could_hold_for_a_slow_client(node: NodeProc
             assert all(1 <= len(first.kvs) <= 10 for first in firsts)
             time.sleep(0.5)
             assert kv.Range(rpc_pb2.RangeRequest(key=b"k000"), timeout=20).count == 1
-            assert memory_bytes(node, "RssAnon") - before < 8 * (8 << 20)
+            assert memory_bytes(node.process.pid, "RssAnon") - before < 8 * (8 << 20)
             for stream, first in zip(streams, firsts, strict=True):
                 whole = rpc_pb2.RangeStreamResponse(range_response=first)
                 for piece in stream:
