@@ -13,8 +13,10 @@ from raftkv_node.adr import Environment, Identity, Level, Log, LogOptions, Mediu
 from raftkv_node.adr.levels import Whereabouts
 from raftkv_node.adr.manifest import Manifest, read_manifest, write_manifest
 from raftkv_node.adr.media import BadBlocks
+from raftkv_node.adr.records import RECORD_ALIGN_BYTES
 from raftkv_node.adr.ringfile import RingSeen, find_rings, ring_folder
 from raftkv_node.adr.ringlog import RingLog
+from raftkv_node.adr.segments import SEGMENT_HEADER_BYTES
 
 KIB = 1 << 10
 #: Small enough to enumerate, large enough for a few records: two header pages and the data.
@@ -110,7 +112,8 @@ class Member:
             # Tests drain when they say so.
             "drain_interval_seconds": 3600.0,
             "drain_size_bytes": 100 << 20,
-            "zero_ahead_bytes": 4 * KIB,
+            # A little more than a batch or two: it runs out all the time.
+            "zero_ahead_bytes": 512,
             "environment": self.machine,
         }
         return LogOptions(**{**values, **self.changes, **changes})
@@ -162,6 +165,12 @@ def until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.001)
+
+
+def last_lsn(segment: Path, start_lsn: int) -> int:
+    """Where the last record of a segment's file ends, by its bytes: in disk mode zeros follow."""
+    written = len(segment.read_bytes().rstrip(b"\0")) - SEGMENT_HEADER_BYTES
+    return start_lsn + -(-max(0, written) // RECORD_ALIGN_BYTES) * RECORD_ALIGN_BYTES
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from adr_crash import Traced
+from adr_harness import last_lsn
 from crash_generations import SEED, cancelling_seed
 from crash_generations import explore as explore_generations
 from crash_scenarios import SCENARIOS, run
@@ -62,7 +63,7 @@ def segments_read_to_their_last_byte(patch: pytest.MonkeyPatch) -> None:
     read = Segments._read_whole
 
     def to_the_end(self: Any, path: Path, start: int, end: int, index: Any) -> Any:
-        return read(self, path, start, max(end, start + path.stat().st_size - SEGMENT_HEADER_BYTES), index)
+        return read(self, path, start, max(end, last_lsn(path, start)), index)
 
     patch.setattr(Segments, "_read_whole", to_the_end)
     for files in (Files, Traced):
@@ -140,6 +141,23 @@ def acknowledged_before_the_flush_of_the_disk(patch: pytest.MonkeyPatch) -> None
     patch.setattr(Traced, "fdatasync", lambda self, fd: None)
 
 
+def zeros_over_the_last_record(patch: pytest.MonkeyPatch) -> None:
+    zero_ahead = Segments._zero_ahead
+    patch.setattr(Segments, "_zero_ahead", lambda self, end: zero_ahead(self, end - 64))
+
+
+def zeros_over_durable_records(patch: pytest.MonkeyPatch) -> None:
+    """A segment that runs out of zeros is given them from the place where they began, not from where they ended."""
+    zero_ahead = Segments._zero_ahead
+
+    def from_the_start(self: Any, end: int) -> None:
+        segment = self._chain[-1]
+        synced = segment.offset(segment.end_lsn)
+        zero_ahead(self, end if synced == SEGMENT_HEADER_BYTES else min(end, synced - 64))
+
+    patch.setattr(Segments, "_zero_ahead", from_the_start)
+
+
 PLANTS = (
     Plant("missing flush", "batches of few words", options={"without": "flush"}),
     Plant("missing fence", "batches of few words", options={"without": "fence"}),
@@ -156,6 +174,8 @@ PLANTS = (
     Plant("old ring unlinked before the new one", "recovery after a kill", old_ring_unlinked_first),
     Plant("marked clean before all is drained", "clean shutdown", clean_before_drained),
     Plant("disk mode: acknowledged before the sync", "disk mode, batches", acknowledged_before_the_flush_of_the_disk),
+    Plant("disk mode: zeros over the last record", "disk mode, batches", zeros_over_the_last_record),
+    Plant("disk mode: zeros over durable records", "disk mode, batches", zeros_over_durable_records),
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -422,66 +424,126 @@ def test_d14_a_segment_that_could_not_be_deleted_leaves_no_hole(member: Member) 
 
 
 class Writes(Files):
-    """Remembers what is written to segments: (offset, bytes, whether they are zeros only)."""
+    """Remembers what is written to each segment: (offset, bytes, whether they are zeros only)."""
 
-    def __init__(self, room_for_zeros: bool = True) -> None:
-        self.made: list[tuple[int, int, bool]] = []
-        self._room = room_for_zeros
+    def __init__(self, room_bytes: int = 1 << 40) -> None:
+        self.made: dict[str, list[tuple[int, int, bool]]] = {}
+        self.room_bytes = room_bytes
+        """By how much files may become larger together. Of what does not fit all that does is written, as on a disk."""
+        self.zeros_fail_with: int | None = None
 
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> None:
-        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".seg":
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if path.suffix == ".seg":
             zeros = not any(data)
-            if zeros and not self._room:
+            if zeros and self.zeros_fail_with is not None:
+                raise OSError(self.zeros_fail_with, os.strerror(self.zeros_fail_with))
+            self.made.setdefault(path.name, []).append((offset, len(data), zeros))
+            wanted = max(0, offset + len(data) - os.fstat(fd).st_size)
+            if wanted > self.room_bytes:
+                super().pwrite(fd, data[: len(data) - wanted + self.room_bytes], offset)
+                self.room_bytes = 0
                 raise OSError(errno.ENOSPC, "No space left on device")
-            self.made.append((offset, len(data), zeros))
+            self.room_bytes -= wanted
         super().pwrite(fd, data, offset)
 
 
-def test_flushes_in_disk_mode_seldom_make_a_segment_larger(folder: Path) -> None:
+@pytest.fixture
+def on_disk(folder: Path) -> Member:
+    return Member(folder, Machine(), ring=False).make()
+
+
+def test_flushes_in_disk_mode_seldom_make_a_segment_larger(on_disk: Member) -> None:
     """A flush that does waits for the file system's journal, too."""
-    member = Member(folder, Machine(), ring=False).make()
-    files = Writes()
-    log = opened(member, files, zero_ahead_bytes=16 << 10)
+    log = opened(on_disk, Writes(), zero_ahead_bytes=16 << 10)
     sizes = []
     for index in range(1, 401):
         durably(log, entries(1, index, 1))
-        sizes.append(member.segments()[-1].stat().st_size)
+        sizes.append(on_disk.segments()[-1].stat().st_size)
+        assert sizes[-1] >= SEGMENT_HEADER_BYTES + log.durable_lsn
     grown = sum(1 for before, after in pairwise(sizes) if after > before)
-    written = sum(size for _, size, zeros in files.made if not zeros)
-    assert 1 <= grown <= written // (16 << 10) + 1
-    assert sizes[-1] - SEGMENT_HEADER_BYTES > log.durable_lsn - 1, "there is always some left"
+    assert 1 <= grown <= log.durable_lsn // (16 << 10) + 1
     log.close(clean=False)
-    recovers(member, 400)
-    assert member.segments()[0].stat().st_size == SEGMENT_HEADER_BYTES + log.durable_lsn, "what was ahead is cut off"
+    recovers(on_disk, 400)
 
 
-def test_zeros_are_written_where_no_record_was(folder: Path) -> None:
-    member = Member(folder, Machine(), ring=False).make()
+@pytest.mark.parametrize("clean", [True, False])
+def test_an_opening_cuts_off_what_was_ahead(on_disk: Member, clean: bool) -> None:
+    """D3. Where the manifest proves the segment (clean) it is cut off, else a copy takes the segment's place."""
+    log = opened(on_disk, Files())
+    durably(log, entries(1, 1, 9))
+    end = log.durable_lsn
+    log.close(clean=clean)
+    (segment,) = on_disk.segments()
+    assert segment.stat().st_size > SEGMENT_HEADER_BYTES + end
+    recovers(on_disk, 9)
+    assert segment.stat().st_size == SEGMENT_HEADER_BYTES + end
+
+
+def test_each_segment_has_zeros_and_only_where_no_record_was(on_disk: Member) -> None:
     files = Writes()
-    log = opened(member, files, zero_ahead_bytes=1 << 10, segment_size_bytes=4 << 10)
+    log = opened(on_disk, files, zero_ahead_bytes=1 << 10, segment_size_bytes=4 << 10)
     index = 1
     for count in (1, 7, 2, 30, 1, 1, 12, 40) * 3:
         durably(log, entries(1, index, count))
         index += count
     log.close()
-    reached = 0
-    for offset, size, zeros in files.made:
-        reached = 0 if offset == 0 else reached  # another segment
-        assert offset >= reached if zeros else offset == reached
-        reached = reached if zeros else offset + size
-    assert any(zeros for *_, zeros in files.made) and len(member.segments()) > 3
-    recovers(member, index - 1)
+    assert len(files.made) > 3
+    for made in files.made.values():
+        reached = 0
+        for offset, size, zeros in made:
+            assert offset >= reached if zeros else offset == reached
+            reached = reached if zeros else offset + size
+        assert any(zeros for *_, zeros in made)
+    recovers(on_disk, index - 1)
 
 
-def test_without_room_for_zeros_records_are_written_all_the_same(folder: Path) -> None:
-    member = Member(folder, Machine(), ring=False).make()
-    files = Writes(room_for_zeros=False)
-    log = opened(member, files)
-    for index in range(1, 20):
-        durably(log, entries(1, index, 1))
-    assert log.failed is None and not log.alarms() and not any(zeros for *_, zeros in files.made)
+def test_zeros_take_no_room_that_records_need(on_disk: Member) -> None:
+    """Records come first, and go into what zeros have got: as much is taken as without zeros, to the last record."""
+    log = opened(on_disk, Files(), zero_ahead_bytes=0)
+    durably(log, entries(1, 1, 40))
+    needed = SEGMENT_HEADER_BYTES + log.durable_lsn
     log.close(clean=False)
-    recovers(member, 19)
+    shutil.rmtree(on_disk.data)
+    files = Writes(room_bytes=needed)
+    log = opened(on_disk.make(), files, zero_ahead_bytes=4 << 10)
+    durably(log, entries(1, 1, 40))
+    assert files.room_bytes == 0 and log.failed is None and not log.alarms()
+    log.append(entries(1, 41, 40))
+    until(lambda: ALARM_NO_SPACE in log.alarms())
+    files.room_bytes = 1 << 20
+    until(lambda: drained(log))
+    log.close(clean=False)
+    recovers(on_disk, 80)
+
+
+def test_room_for_zeros_is_not_looked_for_with_each_flush(on_disk: Member) -> None:
+    files = Writes()
+    files.zeros_fail_with = errno.ENOSPC
+    tries: list[int] = []
+    log = opened(on_disk, files, zero_ahead_bytes=4 << 10)
+    zero_ahead = log._segments._zero_ahead
+    log._segments._zero_ahead = lambda end: tries.append(end) or zero_ahead(end)  # type: ignore[func-returns-value, method-assign]
+    for index in range(1, 201):
+        durably(log, entries(1, index, 1))
+    assert log.failed is None and not log.alarms()
+    assert 1 <= len(tries) <= log.durable_lsn // (4 << 10) + 1
+    log.close(clean=False)
+    recovers(on_disk, 200)
+
+
+def test_d15_zeros_that_cannot_be_written_end_the_log(on_disk: Member) -> None:
+    """As records do: what of the file is on disk is not known."""
+    files = Writes()
+    log = opened(on_disk, files)
+    durably(log, entries(1, 1, 3))
+    files.zeros_fail_with = errno.EIO
+    for index in range(4, 100):
+        if log.failed is None:
+            with contextlib.suppress(LogFailed):
+                log.append(entries(1, index, 1))
+    until(lambda: log.failed is not None)
+    log.close(clean=False)
 
 
 @pytest.mark.parametrize(("ring", "ahead"), [(True, 4096), (False, 0)])
@@ -493,4 +555,4 @@ def test_a_drain_and_whoever_does_not_want_it_write_no_zeros(folder: Path, ring:
     durably(log, entries(1, 1, 5))
     until(lambda: drained(log))
     log.close()
-    assert files.made and not any(zeros for *_, zeros in files.made)
+    assert files.made and not any(zeros for made in files.made.values() for *_, zeros in made)

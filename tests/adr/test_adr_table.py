@@ -374,7 +374,7 @@ def test_a_truncated_ring_is_corrupt(member: Member) -> None:
     refused(member, 0, Refusal.CORRUPT, "has")
 
 
-@pytest.mark.parametrize("where", ["header", "record", "name", "short"])
+@pytest.mark.parametrize("where", ["header", "record", "zeros", "name", "short"])
 def test_a_garbage_segment_is_corrupt(either: Member, where: str) -> None:
     used(either, clean=True)
     segment = either.segments()[0]
@@ -384,6 +384,8 @@ def test_a_garbage_segment_is_corrupt(either: Member, where: str) -> None:
         data[100] ^= 1
     elif where == "record":
         data[last] ^= 1
+    elif where == "zeros":
+        data[last // 64 * 64 :] = bytes(len(data) - last // 64 * 64)
     elif where == "short":
         del data[last:]
     segment.write_bytes(data)

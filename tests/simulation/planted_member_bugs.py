@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adr_harness import last_lsn
 from planted_bugs import (
     ChangeWithoutOwnTermCommit,
     OwnCountBeforeDurable,
@@ -20,7 +21,7 @@ from planted_bugs import (
     VoteWithoutLogCheck,
 )
 from raftkv_node import adr
-from raftkv_node.adr.segments import SEGMENT_HEADER_BYTES, Segments
+from raftkv_node.adr.segments import Segments
 from raftkv_node.raft import Message, Raft, Ready, Snapshot
 from raftkv_node.server import installs as installs_module
 from raftkv_node.server import transfers as transfers_module
@@ -85,7 +86,7 @@ _READ_WHOLE: Callable[..., Any] = Segments._read_whole
 
 def read_to_the_last_byte(self: Segments, path: Path, start: int, end: int, index: Any) -> Any:
     """Segments are read past what was recovered of them."""
-    return _READ_WHOLE(self, path, start, max(end, start + path.stat().st_size - SEGMENT_HEADER_BYTES), index)
+    return _READ_WHOLE(self, path, start, max(end, last_lsn(path, start)), index)
 
 
 def keep_the_file(self: Segments, segment: Any) -> None:

@@ -49,6 +49,8 @@ class SimFiles(Traced):
         self._place = place
         self._segments: dict[int, int] = {}
         """Start LSNs of the segments that are open, whole ones and those that are made beside a suspect one."""
+        self._records_to: dict[int, int] = {}
+        """Offsets up to which records, not zeros, were written to those."""
         super().__init__(place.folder, place.disk, Trace())
 
     def _done(self, what: str) -> None:
@@ -56,6 +58,7 @@ class SimFiles(Traced):
 
     def _opened(self, fd: int, path: Path) -> int:
         self._segments.pop(fd, None)
+        self._records_to.pop(fd, None)
         if path.name.endswith((SEGMENT_SUFFIX, REBUILT_SUFFIX)):
             self._segments[fd] = int(path.name.partition("-")[0], 16)
         return fd
@@ -76,15 +79,19 @@ class SimFiles(Traced):
             super().rename(source, target)
 
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> None:
-        if fd in self._segments:
-            self._place.copied(self._segments[fd] + offset + len(data) - SEGMENT_HEADER_BYTES)
+        zeros = bytes(data).count(0) == len(data)
+        if fd in self._segments and not zeros:
+            end = offset + len(data)
+            self._records_to[fd] = max(self._records_to.get(fd, 0), end)
+            self._place.copied(self._segments[fd] + end - SEGMENT_HEADER_BYTES)
         super().pwrite(fd, data, offset)
         if fd in self._segments and offset:
-            self._place.reach("after records")
+            self._place.reach("after zeros" if zeros else "after records")
 
     def fsync(self, fd: int) -> None:
         if fd in self._segments:
-            end = self._segments[fd] + os.fstat(fd).st_size - SEGMENT_HEADER_BYTES
+            # the size says it only of a file that nothing is written to any more: zeros are ahead of records
+            end = self._segments[fd] + self._records_to.get(fd, os.fstat(fd).st_size) - SEGMENT_HEADER_BYTES
             self._place.synced_lsn = max(self._place.synced_lsn, end)
         super().fsync(fd)
 

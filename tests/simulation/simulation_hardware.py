@@ -251,7 +251,7 @@ class HardNode(MemberNode):
         data = bytearray(chosen.read_bytes()) if chosen.exists() else bytearray()
         if not data:
             return False
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        data[rng.randrange(len(data.rstrip(b"\0")))] ^= 1 << rng.randrange(8)  # not in the zeros ahead of records
         self.place.rewrite(chosen, bytes(data))
         self.world.checks.count("bits flipped on disks")
         return True

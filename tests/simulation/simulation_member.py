@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 CLUSTER = 7
 RING_BYTES = 8192 + (16 << 10)
+ZERO_AHEAD_BYTES = 1 << 10
+"""Much less than a segment, so that it runs out all the time."""
 
 
 class Surroundings(Protocol):
@@ -193,6 +195,7 @@ class MemberNode:
                 adr_size_bytes=RING_BYTES if not self._disk_mode else 1 << 20,
                 adr_size_limits_bytes=(1 << 10, 1 << 20),
                 segment_size_bytes=self.world.setup.segment_bytes,
+                zero_ahead_bytes=ZERO_AHEAD_BYTES,
                 minimum_durability=adr.Level.POWER,
             )
         )

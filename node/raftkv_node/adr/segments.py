@@ -9,8 +9,8 @@ again (D15). The next write makes a new file beside it, from what was synced of 
 `sync` gives it the old one's name. Until that name is durable, the old file holds what it is relied upon for.
 
 Where a batch waits for the flush (disk mode), zeros are kept ahead of the records. The flush of a file that grows, or
-of blocks that it never had, takes a commit of the file system's journal besides the data; into blocks of zeros that
-were flushed before, it takes the data alone. Zeros are no record: behind the end (D2) it is as if nothing were there.
+of blocks that it never had, takes a commit of the file system's journal besides the data; one into blocks of zeros that
+were flushed before does not. Zeros are no record: behind the end (D2) it is as if nothing were there.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class Segments:
         self._beside: Path | None = None
         #: How far zeros are written ahead of the records; 0: not at all. Set before the first write.
         self.zero_ahead_bytes = 0
-        #: Up to this offset the last segment's file has been written, zeros or records.
-        self._filled_to = 0
+        #: Up to this offset of the last segment's file zeros were written, or were to be and had no room.
+        self._zeros_to = 0
         self.rebuilds = 0
         self.sync_seconds: deque[float] = deque(maxlen=DURATIONS_KEPT)
 
@@ -328,7 +328,7 @@ class Segments:
             with contextlib.suppress(OSError):
                 self._files.unlink(path)
             raise
-        self._fd, self._filled_to = fd, SEGMENT_HEADER_BYTES
+        self._fd, self._zeros_to = fd, SEGMENT_HEADER_BYTES
         with self._lock:
             self._chain.append(Segment(path, generation, lsn, lsn))
 
@@ -336,7 +336,7 @@ class Segments:
         """Goes on with the last segment of the chain, to append what was recovered to it."""
         assert self._fd is None
         segment = self._chain[-1]
-        self._fd, self._filled_to = self._files.open(segment.path), segment.offset(segment.end_lsn)
+        self._fd, self._zeros_to = self._files.open(segment.path), segment.offset(segment.end_lsn)
 
     def write(self, data: bytes, lsn: int, highest_index: int) -> None:
         """Writes records at the end of the last segment. Idempotent until `sync`: nothing is counted before.
@@ -349,27 +349,27 @@ class Segments:
             self._rebuild(segment)
         assert self._fd is not None
         self._unsynced = True
-        start = segment.offset(lsn)
+        end = segment.offset(lsn) + len(data)
         try:
-            if self.zero_ahead_bytes and start + len(data) > self._filled_to:
-                self._zero_ahead(start + len(data))
-            self._files.pwrite(self._fd, data, start)
+            self._files.pwrite(self._fd, data, segment.offset(lsn))
+            if self.zero_ahead_bytes and end > self._zeros_to:
+                self._zero_ahead(end)
         except OSError as error:
             self._suspect = not may_retry(error)
             raise
         segment.highest_index = max(segment.highest_index, highest_index)
 
     def _zero_ahead(self, end: int) -> None:
-        """Writes zeros from the offset `end` on, which the next sync makes part of the file. Where there is no room for
-        them there may be some for the records."""
+        """Writes zeros from the end of the records on, which the next sync makes part of the file. Records come first:
+        a disk without room for zeros takes records for as long as it would have anyway. It is asked for room again
+        when they have reached what it was asked for last."""
         assert self._fd is not None
+        self._zeros_to = end + self.zero_ahead_bytes
         try:
             self._files.pwrite(self._fd, bytes(self.zero_ahead_bytes), end)
         except OSError as error:
             if not may_retry(error):
                 raise
-        else:
-            self._filled_to = end + self.zero_ahead_bytes
 
     def sync(self, end_lsn: int) -> None:
         """Makes all that was written durable; now the segment ends at `end_lsn`."""
@@ -396,7 +396,7 @@ class Segments:
         """A new file with what was synced of the last segment, beside the suspect one. The rest is the caller's."""
         self.close()
         self._fd, self._beside = self._copy(segment)
-        self._filled_to = segment.offset(segment.end_lsn)
+        self._zeros_to = segment.offset(segment.end_lsn)
         self._suspect = False
 
     def _replace(self, segment: Segment) -> None:

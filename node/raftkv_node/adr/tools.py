@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raftkv_node._engine import LogCorrupt
+from raftkv_node._engine import LogCorrupt, log_scan
 from raftkv_node.adr.errors import EXIT_CORRUPT, EXIT_UNUSABLE, LogError, Refused
 from raftkv_node.adr.level import Level
 from raftkv_node.adr.levels import Environment
@@ -139,16 +139,13 @@ def _contents(ring: RingSeen, manifest: Manifest) -> dict[str, Any]:
 
 
 def _segment(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        header = decode_header(file.read(SEGMENT_HEADER_BYTES))
-    size = path.stat().st_size
-    segment: dict[str, Any] = {"file": path.name, "size_bytes": size, "valid": header is not None}
+    data = path.read_bytes()
+    header = decode_header(data)
+    segment: dict[str, Any] = {"file": path.name, "size_bytes": len(data), "valid": header is not None}
     if header is not None:
-        segment |= {
-            "generation": header[1].number,
-            "start_lsn": header[2],
-            "file_end_lsn": header[2] + max(0, size - SEGMENT_HEADER_BYTES),
-        }
+        _, generation, start = header
+        end = log_scan(data[SEGMENT_HEADER_BYTES:], start, generation.number, generation.seed)[0]
+        segment |= {"generation": generation.number, "start_lsn": start, "end_lsn": end}
     return segment
 
 
@@ -177,7 +174,7 @@ def _show(found: Mapping[str, Any], say: Print) -> None:
         else:
             say(
                 f"segment {segment['file']}: {segment['size_bytes']} bytes, generation {segment['generation']}, LSN "
-                f"{segment['start_lsn']} to {segment['file_end_lsn']}"
+                f"{segment['start_lsn']} to {segment['end_lsn']}"
             )
 
 

@@ -41,7 +41,7 @@ TRIES = 8
 """So many that the kernel refuses, and none ever that it did not: it does not do it here."""
 _MADV_COLLAPSE = 25
 _ENTRY_BYTES = 8
-_BUSY = (errno.ENOMEM, errno.EAGAIN, errno.EBUSY)
+_NONE_TO_SPARE = (errno.ENOMEM, errno.EBUSY)
 
 
 class Refused(Exception):
@@ -64,6 +64,12 @@ def present_pages(entries: bytes) -> int:
     """How many pages are in memory, of their entries in ``/proc/self/pagemap``: bit 63 of each says it."""
     flags = entries[_ENTRY_BYTES - 1 :: _ENTRY_BYTES]
     return sum(flags.count(bytes((flag,))) for flag in set(flags) if flag & 0x80)
+
+
+def huge_bytes(smaps: str) -> int:
+    """How much is in huge pages, of the text of ``/proc/self/smaps_rollup``."""
+    line = next((line for line in smaps.splitlines() if line.startswith("AnonHugePages:")), "AnonHugePages: 0")
+    return int(line.split()[1]) << 10
 
 
 def wanted() -> bool:
@@ -95,7 +101,8 @@ class HugePages:
         while True:
             sleep(INTERVAL_SECONDS)
             try:
-                self.run_pass()
+                if self.run_pass():
+                    self._metrics.huge_page_bytes = huge_bytes(Path("/proc/self/smaps_rollup").read_text())
             except (Refused, OSError) as error:
                 self._logger.info("memory is not collapsed to huge pages", reason=str(error))
                 return
@@ -116,7 +123,6 @@ class HugePages:
             if not failed:
                 self._collapsed.add(address)
                 self._works = True
-                self._metrics.collapses += 1
                 done += 1
             elif not self._go_on(ctypes.get_errno()):
                 break
@@ -127,10 +133,11 @@ class HugePages:
 
     def _go_on(self, error: int) -> bool:
         """After a failure: whether others may fare better. Memory may have been unmapped meanwhile, be shared, or be in
-        use in a way that forbids it; or the system, or the control group, has none to spare just now."""
-        if error in _BUSY:
+        use just now, or in a way that forbids it; but the system, or the control group, may have none to spare."""
+        if error in _NONE_TO_SPARE:
             return False
-        self._refused += 1
+        if error != errno.EAGAIN:
+            self._refused += 1
         if self._refused >= TRIES and not self._works:
             raise Refused(os.strerror(error))
         return True

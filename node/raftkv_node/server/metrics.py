@@ -133,9 +133,9 @@ class Metrics:
         self.learner_promote_successes = 0
         self.health_success = 0
         self.health_failures = 0
-        self.collapses = 0
-        """Parts of memory that were collapsed to huge pages, of 2 MiB each."""
+        self.huge_page_bytes = 0
         self.collapse_seconds = 0.0
+        """Of a thread beside the turn, to make them."""
         self.snapshots = SnapshotMetrics()
 
     def method(self, method_id: int) -> MethodCounters:
@@ -238,10 +238,14 @@ class Collector(PrometheusCollector):
             ("etcd_server_learner_promote_successes", "Learners promoted.", metrics.learner_promote_successes),
             ("etcd_server_health_success", "Health checks passed.", metrics.health_success),
             ("etcd_server_health_failures", "Health checks failed.", metrics.health_failures),
-            ("raftkv_huge_page_collapses", "2 MiB of memory collapsed to a huge page.", metrics.collapses),
-            ("raftkv_huge_page_collapse_seconds", "Time that collapses took.", metrics.collapse_seconds),
+            ("raftkv_huge_page_collapse_seconds", "Time taken to make huge pages.", metrics.collapse_seconds),
         ):
             yield CounterMetricFamily(name, text, value=value)
+        yield GaugeMetricFamily(
+            "raftkv_huge_page_bytes",
+            "Anonymous memory in huge pages, as of the last look.",
+            value=metrics.huge_page_bytes,
+        )
         completed = CounterMetricFamily(
             "raftkv_quorum_completed", "Commits that this member's acknowledgement completed.", labels=["peer"]
         )
