@@ -118,10 +118,10 @@ bench-engine: venv
 	$(BIN)/python tests/perf/engine_bench.py
 
 # Debian's packages that the tests drive: etcdctl, h2load, Prometheus, Helm's template libraries, QEMU and what a virtual
-# machine with persistent memory needs, kubectl where there is none.
+# machine with persistent memory needs, valgrind to count instructions, kubectl where there is none.
 PACKAGES := busybox-static debootstrap e2fsprogs etcd-client fuse3 golang-github-ghodss-yaml-dev \
   golang-github-masterminds-sprig-dev golang-go libpython3-dev ndctl nghttp2-client python3-dev python3-venv \
-  qemu-system-x86
+  qemu-system-x86 valgrind
 packages:
 	command -v apt-get >/dev/null || { echo "no apt-get here: install $(PACKAGES) and kubectl by hand"; exit 1; }
 	apt-get -qq update

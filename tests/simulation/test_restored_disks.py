@@ -18,7 +18,7 @@ import pytest
 from raftkv_node import adr
 from raftkv_node.adr import Refusal, Refused
 from raftkv_node.server import hello as hello_module
-from raftkv_node.server import member as member_module
+from raftkv_node.server import introductions as introductions_module
 from raftkv_node.server.gate import Gate
 from simulation_checks import Violation
 from simulation_cluster import MemberWorld
@@ -140,9 +140,9 @@ def test_m5_a_restored_clean_disk_is_found_out_before_it_promises_anything(seed:
 
 
 BLIND = {
-    member_module: {"Gate": lambda own, ring_proof, patience: Gate(own, True, patience)},
+    introductions_module: {"Gate": lambda own, ring_proof, patience: Gate(own, True, patience)},
     hello_module.Judge: {"refusal": lambda self, hello: None},
-    member_module.Member: {"told": lambda self, by, data: None},
+    introductions_module.Introductions: {"told": lambda self, by, data: None},
 }
 """No gate, and peers that know nothing of openings."""
 
