@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +156,89 @@ def test_levels_are_those_that_members_found(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_the_level_of_members_is_read_from_them(member: RaftKVCluster) -> None:
     assert member.durability_levels() == {COLUMNS["adr"].durability}
+
+
+class _Time:
+    """In place of the module: time that passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class _Busy:
+    """In place of a cluster: its members use a whole processor until a time, and next to nothing later."""
+
+    kind = "busy"
+
+    def __init__(self, clock: _Time, until: float) -> None:
+        self._clock, self._until = clock, until
+
+    def target(self, *, leader_only: bool) -> None:
+        pass
+
+    def cpu_seconds(self) -> float:
+        return min(self._clock.now, self._until) + 0.01 * self._clock.now
+
+
+@pytest.mark.parametrize(
+    ("until", "scale", "rested_at"),
+    [
+        (0.0, 1.0, stages._IDLE_LOOKS),
+        (20.0, 1.0, 20 + stages._IDLE_LOOKS),
+        (1e9, 1.0, stages.REST_DEADLINE_SECONDS),
+        (1e9, 0.1, stages.REST_DEADLINE_SECONDS / 10),
+    ],
+)
+def test_members_are_waited_for_until_they_rest(
+    until: float, scale: float, rested_at: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = _Time()
+    monkeypatch.setattr(stages, "time", clock)
+    stages.Session(_Busy(clock, until), Wanted(frozenset(), scale)).settle()  # type: ignore[arg-type]
+    assert clock.now == rested_at * stages._LOOK_SECONDS
+    said = "busy was not at rest when it was to be measured\n" if until == 1e9 else ""
+    assert capsys.readouterr().err == said
+
+
+class _Noted:
+    """In place of a slow disk, and of what a session does: what happens, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        monkeypatch.setattr(stages.Session, "__post_init__", lambda session: None)
+        for name in ("fill", "settle", "puts"):
+            monkeypatch.setattr(stages.Session, name, self._note(name))
+
+    def _note(self, name: str) -> Callable[..., SimpleNamespace]:
+        def note(session: object, *values: int, **_: int) -> SimpleNamespace:
+            self.events.append(" ".join([name, *map(str, values)]))
+            return SimpleNamespace(per_second=1.0, mean_us=1.0)
+
+        return note
+
+    @contextmanager
+    def flushes_take(self, milliseconds: int) -> Iterator[None]:
+        self.events.append("slow")
+        yield
+        self.events.append("fast")
+
+
+def test_one_client_alone_and_memory_are_measured_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = _Noted(monkeypatch)
+    stages.slow_flushes(noted, 5)(None, Wanted(frozenset()))  # type: ignore[arg-type]
+    assert noted.events == ["fill 20000", "slow", "puts 100 20000", "fast", "settle", "slow", "puts 1 400", "fast"]
+    noted.events.clear()
+    held = SimpleNamespace(has_ring=False, resident_bytes=lambda shared: noted.events.append(f"look {shared}") or 1)
+    stages.memory(1_000)(held, Wanted(frozenset()))  # type: ignore[arg-type]
+    held.has_ring = True
+    stages.memory(1_000)(held, Wanted(frozenset()))  # type: ignore[arg-type]
+    assert noted.events == ["fill 1000", "settle", "look True", "fill 1000", "settle", "look False"]
 
 
 def test_a_stage_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
