@@ -101,9 +101,12 @@ class _Stood:
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch, levels: dict[str, set[str]], measured: list[str]) -> None:
     """Each column gets a cluster that is none, and every figure of the first is 1, of the second 2, ..."""
+
+    def makes(stood: Any) -> Callable[[Setup], Any]:
+        return lambda setup: stood
+
     for name, found in levels.items():
-        stood: Any = _Stood(name, found)
-        monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], make=lambda setup, stood=stood: stood))
+        monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], make=makes(_Stood(name, found))))
 
     def figures(cluster: Any, wanted: Wanted) -> dict[str, float]:
         measured.append(cluster.column)
@@ -234,10 +237,14 @@ def test_one_client_alone_and_memory_are_measured_at_rest(monkeypatch: pytest.Mo
     stages.slow_flushes(noted, 5)(None, Wanted(frozenset()))  # type: ignore[arg-type]
     assert noted.events == ["fill 20000", "slow", "puts 100 20000", "fast", "settle", "slow", "puts 1 400", "fast"]
     noted.events.clear()
-    held = SimpleNamespace(has_ring=False, resident_bytes=lambda shared: noted.events.append(f"look {shared}") or 1)
-    stages.memory(1_000)(held, Wanted(frozenset()))  # type: ignore[arg-type]
-    held.has_ring = True
-    stages.memory(1_000)(held, Wanted(frozenset()))  # type: ignore[arg-type]
+
+    def look(*, shared: bool) -> int:
+        noted.events.append(f"look {shared}")
+        return 1
+
+    for has_ring in (False, True):
+        held: Any = SimpleNamespace(has_ring=has_ring, resident_bytes=look)
+        stages.memory(1_000)(held, Wanted(frozenset()))
     assert noted.events == ["fill 1000", "settle", "look True", "fill 1000", "settle", "look False"]
 
 
