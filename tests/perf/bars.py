@@ -42,9 +42,11 @@ _FACTORS = {"ms": 1e3, "MiB": 1 / (1 << 20)}
 
 @dataclass
 class Results:
-    """Samples by stage, column and figure, one for each round; and what failed."""
+    """Samples by stage, column and figure, one for each round; the levels of durability that the members of each column
+    found; and what failed."""
 
     samples: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    levels: dict[str, set[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def add(self, stage: str, column: str, figures: dict[str, float]) -> None:
@@ -53,11 +55,25 @@ class Results:
         for name, value in figures.items():
             of.setdefault(name, []).append(value)
 
+    def take_levels(self, stage: str, column: str, found: set[str]) -> None:
+        """Takes what the members of a column found, and holds it against what the column says."""
+        if not found:
+            return  # etcd looks for none
+        self.levels.setdefault(column, set()).update(found)
+        said = COLUMNS[column].durability
+        failure = f"{stage}, {column}: members found level {_and(found)}, the column says {said}"
+        if found != {said} and failure not in self.failures:  # once, not in each round
+            self.failures.append(failure)
+
     def of(self, row: Row, column: str) -> list[float]:
         """A row's samples of a column, in the row's unit."""
         factor = _FACTORS.get(row.unit, 1.0)
         found = self.samples.get(row.stage, {}).get(column, {}).get(row.figure, [])
         return [value * factor for value in found]
+
+
+def _and(levels: set[str]) -> str:
+    return " and ".join(sorted(levels))
 
 
 @dataclass(frozen=True)
@@ -70,16 +86,26 @@ class Judged:
     value: float | None
     """The ratio, or the absolute figure where there is no base; None: not measured."""
     verdict: str
+    unsynced: list[float] = field(default_factory=list)
+    """Of etcd without fsync, where the row shows it."""
+
+    @property
+    def unsynced_ratio(self) -> float | None:
+        """RaftKV over etcd without fsync; None: not both were measured."""
+        if not self.unsynced or not self.subject:
+            return None
+        return statistics.median(self.subject) / statistics.median(self.unsynced)
 
 
 def judge(row: Row, results: Results) -> Judged:
     """The verdict on a row."""
     subject = results.of(row, row.subject)
     base = results.of(row, row.base or row.beside) if row.base or row.beside else []
+    unsynced = results.of(row, row.unsynced) if row.unsynced else []
     if not subject or (row.base is not None and not base):
-        return Judged(row, subject, base, None, "not measured")
+        return Judged(row, subject, base, None, "not measured", unsynced)
     value = statistics.median(subject) / (statistics.median(base) if row.base else 1.0)
-    return Judged(row, subject, base, value, row.verdict(value))
+    return Judged(row, subject, base, value, row.verdict(value), unsynced)
 
 
 def measure(rows: list[Row], setup: Setup, rounds: int, scale: float, results: Results) -> None:
@@ -93,18 +119,19 @@ def measure(rows: list[Row], setup: Setup, rounds: int, scale: float, results: R
                 figures = frozenset(row.figure for row in of_stage if column in row.columns)
                 print(f"{stage_name}, round {number + 1}: {column or 'alone'}", file=sys.stderr, flush=True)
                 try:
-                    results.add(stage_name, column, _one(stage_name, column, setup, Wanted(figures, scale)))
+                    results.add(stage_name, column, _one(stage_name, column, setup, Wanted(figures, scale), results))
                 except (RuntimeError, OSError, subprocess.SubprocessError, NoSlowDisk) as error:
                     results.failures.append(f"{stage_name}, {column}: {error}")
                     print(f"  failed: {error}", file=sys.stderr, flush=True)
 
 
-def _one(stage_name: str, column: str, setup: Setup, wanted: Wanted) -> dict[str, float]:
+def _one(stage_name: str, column: str, setup: Setup, wanted: Wanted, results: Results) -> dict[str, float]:
     stage = STAGES[stage_name]
     if stage.alone is not None:
         return stage.alone(setup)
     assert stage.measure is not None
     with COLUMNS[column].make(setup) as cluster:
+        results.take_levels(stage_name, column, cluster.durability_levels())
         return stage.measure(setup)(cluster, wanted)
 
 
@@ -119,11 +146,15 @@ def _form(values: list[float], unit: str) -> str:
     return f"{text} {unit}".strip()
 
 
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
 def table(judged: list[Judged]) -> str:
-    """The rows for people, in Markdown."""
+    """The rows for people, in Markdown. Etcd without fsync, and RaftKV over it, are at the end: they are not judged."""
     lines = [
-        "| row | figure | etcd | RaftKV | ratio | bar | two thirds | verdict |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| row | figure | etcd | RaftKV | ratio | bar | two thirds | verdict | etcd, no fsync | ratio |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
     for one in judged:
         row = one.row
@@ -132,22 +163,33 @@ def table(judged: list[Judged]) -> str:
             ratio = "-"
         else:
             bars = [f"{row.bar:.2f}x", f"{row.floor:.2f}x"]
-            ratio = "-" if one.value is None else f"{one.value:.2f}x"
+            ratio = _times(one.value)
         cells = [_form(one.base, row.unit), _form(one.subject, row.unit), ratio, *bars, one.verdict]
+        cells += [_form(one.unsynced, row.unit), _times(one.unsynced_ratio)]
         lines.append(f"| {row.name} | {row.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def legend(rows: list[Row]) -> str:
+def _survives(column: str, results: Results) -> str:
+    """What a write survives that a column acknowledged: the level that its members found, where they look for one."""
+    found, said = results.levels.get(column), COLUMNS[column].durability
+    if not found:
+        return said
+    return f"{_and(found)}, as its members found" + ("" if found == {said} else f" (not {said})")
+
+
+def legend(rows: list[Row], results: Results) -> str:
     """What the columns of the rows are, and what a write that they acknowledged survives."""
     used = dict.fromkeys(column for row in rows for column in row.columns if column)
     lines = [
-        f"- {name}: {COLUMNS[name].title}; an acknowledged write survives: {COLUMNS[name].durability}" for name in used
+        f"- {name}: {COLUMNS[name].title}; an acknowledged write survives: {_survives(name, results)}" for name in used
     ]
-    pairs = {}
+    pairs: dict[str, list[str]] = {}
     for row in rows:
         if row.base and row.subject:
             pairs.setdefault(f"{row.subject} over {row.base}", []).append(row.name)
+        if row.unsynced:
+            pairs.setdefault(f"{row.subject} over {row.unsynced}, not judged", []).append(row.name)
     lines += [f"- {pair}: {', '.join(names)}" for pair, names in pairs.items()]
     lines += [f"- {row.name}: {row.note}" for row in rows if row.note]
     return "\n".join(lines)
@@ -194,10 +236,14 @@ def _save(
                 "bar": one.row.bar,
                 "two_thirds": one.row.floor,
                 "verdict": one.verdict,
+                "unsynced": one.row.unsynced,
+                "unsynced_samples": one.unsynced,
+                "unsynced_ratio": one.unsynced_ratio,
             }
             for one in judged
         ],
         "samples": results.samples,
+        "levels": {column: sorted(found) for column, found in results.levels.items()},
         "failures": results.failures,
     }
     path = folder / f"bars-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
@@ -237,7 +283,7 @@ def main() -> int:
             measure(rows, setup, options.rounds, options.scale, results)
     judged = [judge(row, results) for row in rows]
     seconds = time.monotonic() - began
-    print(f"{table(judged)}\n\n{legend(rows)}\n")
+    print(f"{table(judged)}\n\n{legend(rows, results)}\n")
     for failure in results.failures:
         print(f"failed: {failure}")
     if options.scale < 1:

@@ -24,6 +24,7 @@ from raftkv_node.bench.target import Target, parse_endpoints
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
+_LEVEL = re.compile(r'^adr_durability_level\{[^}]*level="(\w+)"[^}]*\} 1(?:\.0)?$', flags=re.MULTILINE)
 
 
 def process_resident_bytes(pid: int, *, shared: bool = True) -> int:
@@ -104,6 +105,8 @@ class Cluster:
     kind = "cluster"
     range_stream = False
     """Whether its members have RangeStream."""
+    has_ring = False
+    """Whether pages on tmpfs are those of its members' rings; otherwise they are a backend's, as mapped files are."""
 
     def __init__(self, size: int, folder: Path | None = None, *, tls: bool = False) -> None:
         self._root = Path(tempfile.mkdtemp(prefix=f"{self.kind}-", dir=folder))
@@ -232,6 +235,10 @@ class Cluster:
             changes += int(float(found[1]))
         return changes
 
+    def durability_levels(self) -> set[str]:
+        """The levels that the members found for their logs; none where members do not look for one."""
+        return set()
+
     def cpu_seconds(self) -> float:
         """CPU time of all members so far."""
         return sum(m.cpu_seconds() for m in self.members)
@@ -268,6 +275,7 @@ class RaftKVCluster(Cluster):
 
     kind = "raftkv"
     range_stream = True
+    has_ring = True
 
     def __init__(
         self,
@@ -290,6 +298,20 @@ class RaftKVCluster(Cluster):
             adr = ["--adr-path", str(ring), "--minimum-durability", "process"]
         raftkv = str(Path(sys.executable).with_name("raftkv"))
         return [raftkv, "node", *self._urls(member), *adr, *self._extra]
+
+    def durability_levels(self) -> set[str]:
+        """The levels that the members found for their logs.
+
+        Raises:
+            RuntimeError: when a member does not say which.
+        """
+        levels: set[str] = set()
+        for member in self.members:
+            found = _LEVEL.findall(self.get(member, "/metrics").decode())
+            if len(found) != 1:
+                raise RuntimeError(f"{member.name} does not say what a write survives that it acknowledged")
+            levels.update(found)
+        return levels
 
     def _clean(self) -> None:
         super()._clean()

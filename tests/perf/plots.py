@@ -58,6 +58,8 @@ def measure(setup: Setup, rounds: int, scale: float) -> Samples:
                 session = Session(cluster, Wanted(frozenset(), scale))
                 session.fill(50_000)
                 for clients, calls in _CLIENTS.items():
+                    if clients == 1:
+                        session.settle()  # alone is alone: without what is left to do of the puts before
                     result = session.puts(clients, calls, seed=43 + clients)
                     latencies = result.outcome.all_latencies()
                     found = {f"{p:g}": latencies.percentile(p) / 1e6 for p in _PERCENTILES}

@@ -25,8 +25,7 @@ from raftkv_node.bench.target import Target
 from slow_disk import SlowDisk
 
 Figures = dict[str, float]
-_SETTLE_SECONDS = 2.0
-_REST_DEADLINE_SECONDS = 240.0
+REST_DEADLINE_SECONDS = 240.0
 _LOOK_SECONDS = 1.0
 _IDLE_LOOKS = 7
 """So many looks in a row must find the members idle: what they do now and then is done, too."""
@@ -97,15 +96,21 @@ class Session:
         self.keys += keys
 
     def settle(self) -> None:
-        """Wait until the members have nothing left to do of what they were given: drains, commits, memory."""
-        deadline = time.monotonic() + _REST_DEADLINE_SECONDS * self.wanted.scale
-        used, idle = self.cluster.cpu_seconds(), 0
-        while idle < _IDLE_LOOKS and time.monotonic() < deadline:
-            time.sleep(_LOOK_SECONDS)
-            before, used = used, self.cluster.cpu_seconds()
-            idle = idle + 1 if used - before < _IDLE_PROCESSORS * _LOOK_SECONDS else 0
-        if idle < _IDLE_LOOKS:
-            print(f"{self.cluster.kind} was not at rest when it was to be measured", file=sys.stderr)
+        """Wait until the members have nothing left to do of what they were given."""
+        wait_for_rest(self.cluster, REST_DEADLINE_SECONDS * self.wanted.scale)
+
+
+def wait_for_rest(cluster: Cluster, deadline_seconds: float = REST_DEADLINE_SECONDS) -> None:
+    """Wait until the members have nothing left to do of what they were given: drains, commits, memory. If they still
+    have after so many seconds, stderr says so."""
+    deadline = time.monotonic() + deadline_seconds
+    used, idle = cluster.cpu_seconds(), 0
+    while idle < _IDLE_LOOKS and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+        before, used = used, cluster.cpu_seconds()
+        idle = idle + 1 if used - before < _IDLE_PROCESSORS * _LOOK_SECONDS else 0
+    if idle < _IDLE_LOOKS:
+        print(f"{cluster.kind} was not at rest when it was to be measured", file=sys.stderr)
 
 
 def writes(cluster: Cluster, wanted: Wanted) -> Figures:
@@ -133,16 +138,18 @@ def writes(cluster: Cluster, wanted: Wanted) -> Figures:
 
 
 def slow_flushes(disk: SlowDisk, milliseconds: int) -> Callable[[Cluster, Wanted], Figures]:
-    """The writes of `writes`, with 100 and one in flight, while each flush of the disk takes so much longer."""
+    """The writes of `writes`, with 100 and one in flight, while each flush of the disk takes so much longer. In between
+    the members come to rest, which slow flushes would only draw out."""
 
     def measure(cluster: Cluster, wanted: Wanted) -> Figures:
         session = Session(cluster, wanted)
         session.fill(20_000)
         with disk.flushes_take(milliseconds):
-            return {
-                "puts-100": session.puts(100, 20_000, seed=13).per_second,
-                "one-client": session.puts(1, 400, seed=17).mean_us / 1e6,
-            }
+            together = session.puts(100, 20_000, seed=13).per_second
+        session.settle()
+        with disk.flushes_take(milliseconds):
+            alone = session.puts(1, 400, seed=17).mean_us / 1e6
+        return {"puts-100": together, "one-client": alone}
 
     return measure
 
@@ -199,6 +206,7 @@ def large_range(cluster: Cluster, wanted: Wanted) -> Figures:
     """One client that reads 10,000 keys of 1 KiB in one Range."""
     session = Session(cluster, wanted)
     session.fill(10_000, value_bytes=1024)
+    session.settle()
     result = session.load(loads.read(serializable=False, limit=0), 1, 30, seed=29)
     received = result.outcome.snapshot.operations[0].answer_bytes
     if received < result.ok * session.keys * 1024:
@@ -211,7 +219,7 @@ def range_stream(cluster: Cluster, wanted: Wanted) -> Figures:
     Range; and what the member's memory grew by meanwhile, at most."""
     session = Session(cluster, wanted)
     session.fill(100_000, value_bytes=1024)
-    time.sleep(_SETTLE_SECONDS)
+    session.settle()
     leader = cluster.leader()
     leader.forget_peak()
     before = leader.resident_bytes()
@@ -249,12 +257,13 @@ def _all_events(result: Result) -> loads.Histogram:
 
 
 def memory(keys: int) -> Callable[[Cluster, Wanted], Figures]:
-    """Resident memory of all members with so many keys, a moment after the last put."""
+    """Resident memory of all members at rest with so many keys, without the pages of rings."""
 
     def measure(cluster: Cluster, wanted: Wanted) -> Figures:
-        Session(cluster, wanted).fill(keys)
-        time.sleep(_SETTLE_SECONDS)
-        return {f"memory-{keys}": cluster.resident_bytes(shared=False)}
+        session = Session(cluster, wanted)
+        session.fill(keys)
+        session.settle()
+        return {f"memory-{keys}": cluster.resident_bytes(shared=not cluster.has_ring)}
 
     return measure
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
+import bars
 import stages
-from bar_rows import COLUMNS, ROWS, STAGES, Row, Setup, chosen
-from bars import Results, judge, measure, table
+from bar_rows import COLUMNS, ROWS, STAGES, Row, Setup, Stage, chosen
+from bars import Results, judge, legend, measure, table
 from clusters import RaftKVCluster
 from slow_disk import NoSlowDisk, SlowDisk
 from stages import Wanted
@@ -54,8 +59,193 @@ def test_a_ratio_is_of_medians_and_times_are_in_the_unit_of_the_row() -> None:
     assert (judge(beside, results).value, judge(beside, results).base) == (40.0, [10.0, 1.0, 20.0])
     assert judge(beside, results).verdict == "missed", "an absolute bar, whatever stands beside it"
     lines = table([judged, judge(_ALONE, results)]).splitlines()
-    assert "| 10.0 (1.0..20.0) /s | 40.0 (30.0..1,000.0) /s | 4.00x | 2.50x | 2.00x | met |" in lines[2]
-    assert "| - | - | - | 2 s | - | not measured |" in lines[3]
+    assert "| 10.0 (1.0..20.0) /s | 40.0 (30.0..1,000.0) /s | 4.00x | 2.50x | 2.00x | met | - | - |" in lines[2]
+    assert "| - | - | - | 2 s | - | not measured | - | - |" in lines[3]
+
+
+_RINGS = {
+    "puts-1000 puts-100 one-client cpu reads-l reads-s mixed range-10000 range-stream": "etcd-nofsync",
+    "watch-p50 watch-p99 watch-events memory-100000 memory-1000000 check-perf-xl": "etcd-nofsync",
+    "slow-100 slow-one": "etcd-nofsync",
+    "tls-1000 tls-100": "etcd-tls-nofsync",
+    "one-member restart": "etcd-1-nofsync",
+}
+"""Rows of a ring on tmpfs over etcd with fsync, and the column of etcd without that each has beside it."""
+
+
+def test_a_ring_on_tmpfs_has_etcd_without_fsync_beside_it() -> None:
+    wanted = {name: column for names, column in _RINGS.items() for name in names.split()}
+    assert {row.name: row.unsynced for row in ROWS if row.unsynced} == wanted
+    for row in ROWS:
+        if row.unsynced:
+            assert row.unsynced in row.columns
+            assert COLUMNS[row.unsynced].durability == "nothing"
+
+
+@dataclass(frozen=True)
+class _Stood:
+    """In place of a cluster: its members found these levels."""
+
+    column: str
+    levels: set[str]
+
+    def __enter__(self) -> _Stood:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def durability_levels(self) -> set[str]:
+        return self.levels
+
+
+def _stand_in(monkeypatch: pytest.MonkeyPatch, levels: dict[str, set[str]], measured: list[str]) -> None:
+    """Each column gets a cluster that is none, and every figure of the first is 1, of the second 2, ..."""
+
+    def makes(stood: Any) -> Callable[[Setup], Any]:
+        return lambda setup: stood
+
+    for name, found in levels.items():
+        monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], make=makes(_Stood(name, found))))
+
+    def figures(cluster: Any, wanted: Wanted) -> dict[str, float]:
+        measured.append(cluster.column)
+        return {figure: 1.0 + list(levels).index(cluster.column) for figure in wanted.figures}
+
+    monkeypatch.setitem(STAGES, "writes", Stage(lambda setup: figures))
+
+
+def test_etcd_without_fsync_is_measured_and_shown_but_not_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured: list[str] = []
+    _stand_in(monkeypatch, {"etcd": set(), "etcd-nofsync": set(), "adr": {"process"}}, measured)
+    (row,) = chosen("puts-1000")
+    results = Results()
+    measure([row], Setup(tmp_path, None), 2, 1.0, results)
+    assert sorted(measured) == sorted(["etcd", "etcd-nofsync", "adr"] * 2)
+    judged = judge(row, results)
+    assert (judged.value, judged.verdict) == (3.0, "met"), "over etcd with fsync"
+    assert (judged.unsynced, judged.unsynced_ratio) == ([2.0, 2.0], 1.5)
+    assert table([judged]).splitlines()[2].endswith("| met | 2.00 (2.00..2.00) /s | 1.50x |")
+    assert "adr over etcd-nofsync, not judged: puts-1000" in legend([row], results)
+    saved = json.loads(bars._save(tmp_path, {}, [judged], results, 1.0, 1.0).read_text())
+    assert saved["rows"][0]["unsynced_samples"] == [2.0, 2.0]
+    assert saved["samples"]["writes"]["etcd-nofsync"] == {"puts-1000": [2.0, 2.0]}
+
+
+def test_a_row_is_judged_without_etcd_without_fsync() -> None:
+    (row,) = chosen("puts-1000")
+    results = Results()
+    results.add("writes", "etcd", {"puts-1000": 1.0})
+    results.add("writes", "adr", {"puts-1000": 3.0})
+    judged = judge(row, results)
+    assert (judged.verdict, judged.unsynced_ratio) == ("met", None)
+    assert table([judged]).splitlines()[2].endswith("| met | - | - |")
+
+
+def test_levels_are_those_that_members_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _stand_in(monkeypatch, {"etcd": set(), "disk": {"kernel"}, "etcd-nofsync": set(), "adr": {"process"}}, [])
+    rows = chosen("disk-1000,puts-1000")
+    results = Results()
+    measure(rows, Setup(tmp_path, None), 2, 1.0, results)
+    assert results.failures == ["writes, disk: members found level kernel, the column says power"]
+    assert [judge(row, results).verdict for row in rows] == ["met", "met"], "measured all the same"
+    text = legend(rows, results)
+    assert "RaftKV, disk mode; an acknowledged write survives: kernel, as its members found (not power)\n" in text
+    assert "RaftKV, ring on tmpfs; an acknowledged write survives: process, as its members found\n" in text
+    assert "- etcd: etcd; an acknowledged write survives: power\n" in text
+
+
+def test_the_level_of_members_is_read_from_them(member: RaftKVCluster) -> None:
+    assert member.durability_levels() == {COLUMNS["adr"].durability}
+
+
+class _Time:
+    """In place of the module: time that passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class _Busy:
+    """In place of a cluster: its members use a whole processor until a time, and next to nothing later."""
+
+    kind = "busy"
+
+    def __init__(self, clock: _Time, until: float) -> None:
+        self._clock, self._until = clock, until
+
+    def target(self, *, leader_only: bool) -> None:
+        pass
+
+    def cpu_seconds(self) -> float:
+        return min(self._clock.now, self._until) + 0.01 * self._clock.now
+
+
+@pytest.mark.parametrize(
+    ("until", "scale", "rested_at"),
+    [
+        (0.0, 1.0, stages._IDLE_LOOKS),
+        (20.0, 1.0, 20 + stages._IDLE_LOOKS),
+        (1e9, 1.0, stages.REST_DEADLINE_SECONDS),
+        (1e9, 0.1, stages.REST_DEADLINE_SECONDS / 10),
+    ],
+)
+def test_members_are_waited_for_until_they_rest(
+    until: float, scale: float, rested_at: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = _Time()
+    monkeypatch.setattr(stages, "time", clock)
+    stages.Session(_Busy(clock, until), Wanted(frozenset(), scale)).settle()  # type: ignore[arg-type]
+    assert clock.now == rested_at * stages._LOOK_SECONDS
+    said = "busy was not at rest when it was to be measured\n" if until == 1e9 else ""
+    assert capsys.readouterr().err == said
+
+
+class _Noted:
+    """In place of a slow disk, and of what a session does: what happens, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        monkeypatch.setattr(stages.Session, "__post_init__", lambda session: None)
+        for name in ("fill", "settle", "puts"):
+            monkeypatch.setattr(stages.Session, name, self._note(name))
+
+    def _note(self, name: str) -> Callable[..., SimpleNamespace]:
+        def note(session: object, *values: int, **_: int) -> SimpleNamespace:
+            self.events.append(" ".join([name, *map(str, values)]))
+            return SimpleNamespace(per_second=1.0, mean_us=1.0)
+
+        return note
+
+    @contextmanager
+    def flushes_take(self, milliseconds: int) -> Iterator[None]:
+        self.events.append("slow")
+        yield
+        self.events.append("fast")
+
+
+def test_one_client_alone_and_memory_are_measured_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = _Noted(monkeypatch)
+    stages.slow_flushes(noted, 5)(None, Wanted(frozenset()))  # type: ignore[arg-type]
+    assert noted.events == ["fill 20000", "slow", "puts 100 20000", "fast", "settle", "slow", "puts 1 400", "fast"]
+    noted.events.clear()
+
+    def look(*, shared: bool) -> int:
+        noted.events.append(f"look {shared}")
+        return 1
+
+    for has_ring in (False, True):
+        held: Any = SimpleNamespace(has_ring=has_ring, resident_bytes=look)
+        stages.memory(1_000)(held, Wanted(frozenset()))
+    assert noted.events == ["fill 1000", "settle", "look True", "fill 1000", "settle", "look False"]
 
 
 def test_a_stage_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -91,6 +281,7 @@ def test_rows_name_stages_and_columns_that_are_there() -> None:
         assert row.stage in STAGES
         assert row.base is None or row.base in COLUMNS
         assert row.beside is None or (row.base is None and row.beside in COLUMNS)
+        assert row.unsynced is None or row.unsynced in COLUMNS
         assert (row.subject in COLUMNS) == (STAGES[row.stage].alone is None)
 
 
@@ -133,6 +324,7 @@ def test_stages_on_a_slow_disk_measure_the_figures_of_their_rows(tmp_path: Path)
     except NoSlowDisk as error:
         pytest.skip(str(error))
     with slow, RaftKVCluster(1, slow.folder, extra=("--minimum-durability", "process")) as made:
+        assert made.durability_levels() == {COLUMNS["disk-slow"].durability}
         for stage, measured in (("slow-5ms", stages.slow_flushes(slow, 5)), ("stall", stages.stall(slow))):
             wanted = frozenset(row.figure for row in ROWS if row.stage == stage)
             found = measured(made, Wanted(wanted, 0.02))
