@@ -234,7 +234,7 @@ def run(seconds: float, seed: int) -> tuple[int, int]:
             if connections % 4 == 0:
                 works(port)
                 calls += 1
-                grown = memory_bytes("VmHWM") - before
+                grown = memory_bytes(None, "VmHWM") - before
                 assert grown < GROWTH_BYTES, f"{grown} bytes more after {chosen.__name__}"
         works(port)
     return connections, calls + 2
@@ -243,4 +243,4 @@ def run(seconds: float, seed: int) -> tuple[int, int]:
 if __name__ == "__main__":
     number = int(sys.argv[2]) if len(sys.argv) > 2 else 1
     made, answered = run(float(sys.argv[1]), number)
-    print(f"connections {made} calls {answered} peak_mb {memory_bytes('VmHWM') >> 20}")
+    print(f"connections {made} calls {answered} peak_mb {memory_bytes(None, 'VmHWM') >> 20}")

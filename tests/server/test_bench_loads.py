@@ -270,7 +270,9 @@ def test_a_service_that_is_not_there_is_named(member: NodeProcess) -> None:
 
 def test_ctrl_c_prints_what_was_measured(member: NodeProcess) -> None:
     command = [RAFTKV, "bench", "put", "--endpoints", member.endpoint, "--duration", "300s", "--rate", "200", "--json"]
-    with subprocess.Popen([*command, "--progress"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run_:
+    # what a shell starts in the background ignores Ctrl-C, and with it all that is started there
+    command = ["env", "--default-signal=INT", *command, "--progress"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run_:
         assert run_.stderr is not None
         while not re.search(r"[1-9][\d,]* calls", line := run_.stderr.readline()):
             assert line, "ended before Ctrl-C"
