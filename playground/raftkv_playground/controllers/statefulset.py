@@ -291,8 +291,8 @@ class _Planner:
         partition = int((strategy.get("rollingUpdate") or {}).get("partition") or 0)
         for ordinal in range(self.first + self.replicas - 1, self.first + partition - 1, -1):
             pod = self.pods.get(ordinal)
-            if pod is None:
-                return
+            if pod is None or pod_finished(pod):
+                return  # it is made anew first
             if history.pod_revision(pod) != self.update_name and not deleting(pod):
                 self._delete(pod)
                 return

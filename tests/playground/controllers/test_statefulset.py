@@ -300,6 +300,17 @@ def test_when_scaled_the_claim_belongs_to_the_pod_that_goes() -> None:
     assert not world.claims["data-web-0"]["metadata"].get("ownerReferences")
 
 
+def test_a_failed_pod_of_an_old_template_is_deleted_once() -> None:
+    """Once for having failed; it used to be deleted for being old as well, in the same sync."""
+    world = World(a_set(2, podManagementPolicy="Parallel"))
+    world.settle()
+    world.change("i:2")
+    world.pods["web-1"]["status"] = {"phase": "Failed"}
+    assert world.step() == ["-web-1"]
+    world.settle()
+    assert {world.revision(name) for name in world.pods} == {world.set["status"]["updateRevision"]}
+
+
 def test_orphans_with_a_fitting_name_are_adopted() -> None:
     statefulset = a_set(1)
     orphan = {"metadata": {"name": "web-0", "namespace": "ns", "uid": "o", "labels": {"app": "web"}}, "spec": {}}
