@@ -22,6 +22,7 @@ from raftkv_node.adr import Files, hard_state
 from raftkv_node.adr import log as log_module
 from raftkv_node.adr import opening as opening_module
 from raftkv_node.adr.manifest import State
+from raftkv_node.adr.records import RECORD_ALIGN_BYTES
 from raftkv_node.adr.ringfile import RingSeen, ring_files
 from raftkv_node.adr.ringlog import RingLog
 from raftkv_node.adr.segments import SEGMENT_HEADER_BYTES, Segments
@@ -143,7 +144,7 @@ def acknowledged_before_the_flush_of_the_disk(patch: pytest.MonkeyPatch) -> None
 
 def zeros_over_the_last_record(patch: pytest.MonkeyPatch) -> None:
     zero_ahead = Segments._zero_ahead
-    patch.setattr(Segments, "_zero_ahead", lambda self, end: zero_ahead(self, end - 64))
+    patch.setattr(Segments, "_zero_ahead", lambda self, end: zero_ahead(self, end - RECORD_ALIGN_BYTES))
 
 
 def zeros_over_durable_records(patch: pytest.MonkeyPatch) -> None:
@@ -153,7 +154,7 @@ def zeros_over_durable_records(patch: pytest.MonkeyPatch) -> None:
     def from_the_start(self: Any, end: int) -> None:
         segment = self._chain[-1]
         synced = segment.offset(segment.end_lsn)
-        zero_ahead(self, end if synced == SEGMENT_HEADER_BYTES else min(end, synced - 64))
+        zero_ahead(self, end if synced == SEGMENT_HEADER_BYTES else min(end, synced - RECORD_ALIGN_BYTES))
 
     patch.setattr(Segments, "_zero_ahead", from_the_start)
 

@@ -26,7 +26,6 @@ import argparse
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,11 +36,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
 from dax_cluster import RAFTKV, START_SECONDS, Cluster, Member
 from dax_disk import Disk, DiskServer, Flushes, Loss
 from dax_kernel import KernelUnavailable, kernel
 from dax_load import History, Load, contents, wait_for_answers
 from dax_machine import GuestFailed, Machine
+from machine import free_ports
 
 NVDIMM_BYTES = 256 << 20
 DISK_BYTES = 1 << 30
@@ -118,7 +120,7 @@ class Trial:
         subprocess.run(["mkfs.ext4", "-q", "-F", *options, str(image)], check=True)
         self.disk = Disk(image, longest_flush_seconds=LONGEST_FLUSH_SECONDS)
         self.server = DiskServer(self.disk, self.folder / "disk.socket")
-        members = [Member(f"n{i + 1}", port, 2380 + i) for i, port in enumerate(_free_ports(3))]
+        members = [Member(f"n{i + 1}", port, 2380 + i) for i, port in enumerate(free_ports(3))]
         forwards = {member.client_port: member.client_port for member in members}
         self.machine = Machine(
             guest_kernel,
@@ -192,7 +194,7 @@ class Trial:
             str(self.folder / "outside-data"),
             "--adr-path",
             str(ring),
-            *_urls(*_free_ports(2)),
+            *_urls(*free_ports(2)),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         self.facts["outside"] = f"exit code {done.returncode}: {done.stderr.strip()}"
@@ -322,16 +324,6 @@ class Trial:
             f"recovered by row {dict(rows)}, torn tails {sum(one.torn_tails for one in self.rounds)}, records replayed "
             f"{sum(one.replayed for one in self.rounds)}, flushes of the disk {self.disk.flush_count}, seed {self.seed}"
         )
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _urls(client_port: int, peer_port: int) -> list[str]:

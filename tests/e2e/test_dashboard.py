@@ -16,6 +16,7 @@ import pytest
 import yaml
 from debian import PackageUnavailable, unpacked
 from kube import NAME, ROOT, Kubectl, wait_until
+from machine import free_ports
 from writer import Writer
 
 _DASHBOARDS = sorted((ROOT / "deploy" / "grafana").glob("*.json"))
@@ -68,11 +69,7 @@ def prometheus(live_cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) 
             discovery.update(_credentials(live_cluster, folder))
     config = {"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    from socket import socket
-
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     command = [binary, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)

@@ -2,9 +2,8 @@
 
     python tests/perf/flush_cost.py [--folder DIR]
 
-Five processes at a time (as many as a cluster of the benches has members) append batches to a file each and call
-fdatasync after each; zeros are written behind the records once these pass what was filled, before the same fdatasync,
-as ``raftkv_node/adr/segments.py`` does. The times are of both together: writing and fdatasync, over all processes.
+Five processes at a time (as many as a cluster of the benches has members) write batches to a segment each, by the log's
+own code, and make each durable. The times are of both together, over all processes.
 Then one process alone, and what the device beneath the folder counts meanwhile (``/proc/diskstats``): a flush of a file
 that grows takes a commit of the file system's journal besides the data. The device counts what others write, too.
 """
@@ -19,6 +18,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from raftkv_node.adr import Files
+from raftkv_node.adr.segments import Generation, Segments
+from raftkv_node.adr.table import Member
 
 PROCESSES = 5
 CALLS = 1_500
@@ -55,21 +58,19 @@ def device_counts(folder: Path) -> Counted | None:
 
 
 def append(folder: Path, batch_bytes: int, ahead_bytes: int, calls: int) -> list[float]:
-    """Batches at the end of a new file, each made durable. Microseconds that each took."""
-    batch, zeros = b"r" * batch_bytes, bytes(ahead_bytes)
-    end = filled_to = 0
+    """Batches at the end of a new segment, each made durable. Microseconds that each took."""
+    batch = b"r" * batch_bytes
     taken = []
-    with tempfile.TemporaryFile(dir=folder) as file:
-        fd = file.fileno()
-        for _ in range(calls):
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        segments = Segments(Files(), Path(made), Member(1, 1, 1, bytes(16)))
+        segments.zero_ahead_bytes = ahead_bytes
+        segments.start(Generation(1, bytes(16), bytes(16)), 0)
+        for end in range(batch_bytes, batch_bytes * calls + 1, batch_bytes):
             began = time.perf_counter_ns()
-            if zeros and end + batch_bytes > filled_to:
-                os.pwrite(fd, zeros, end + batch_bytes)
-                filled_to = end + batch_bytes + ahead_bytes
-            os.pwrite(fd, batch, end)
-            os.fdatasync(fd)
+            segments.write(batch, end - batch_bytes, 0)
+            segments.sync(end)
             taken.append((time.perf_counter_ns() - began) / 1e3)
-            end += batch_bytes
+        segments.close()
     return taken
 
 

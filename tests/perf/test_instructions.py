@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 
 from loader import run_plan
-from processes import RAFTKV, free_ports, wait_until
+from processes import NodeProcess, free_ports, wait_until
 from raftkv_node.bench import loads
 from raftkv_node.bench.target import Target, parse_endpoints
 
@@ -42,41 +41,20 @@ pytestmark = [
 ]
 
 
-class Counted:
+class Counted(NodeProcess):
     """A member under callgrind."""
 
-    def __init__(self, folder: Path, rings: Path) -> None:
-        client, peer = free_ports(2)
-        self._folder = folder
-        self._target = Target(parse_endpoints(f"127.0.0.1:{client}")[0])
-        url, peer_url = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
-        self._health = f"{url}/health"
-        self.process = subprocess.Popen(
-            [
-                *("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/counts.%p"),
-                *(sys.executable, RAFTKV, "node", "--name", "n1", "--data-dir", str(folder / "data")),
-                *("--listen-client-urls", url, "--advertise-client-urls", url),
-                *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
-                *("--initial-cluster", f"n1={peer_url}", "--adr-path", str(rings), "--minimum-durability", "process"),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def healthy(self) -> bool:
-        assert self.process.poll() is None, "the member has ended"
-        try:
-            with urllib.request.urlopen(self._health, timeout=5) as answer:
-                return b"true" in answer.read()
-        except OSError:
-            return False
+    def command(self) -> list[str]:
+        counts = f"--callgrind-out-file={self.folder}/counts.%p"
+        return ["valgrind", "--tool=callgrind", "--instr-atstart=no", counts, sys.executable, *super().command()]
 
     def _tell(self, *words: str) -> None:
+        assert self.process is not None
         subprocess.run(["callgrind_control", *words, str(self.process.pid)], check=True, capture_output=True)
 
     def puts(self, in_flight: int, number: int, new_per_mille: int = 500) -> None:
         run_plan(
-            self._target,
+            Target(parse_endpoints(self.endpoint)[0]),
             loads.put(),
             in_flight=in_flight,
             requests=number,
@@ -87,7 +65,7 @@ class Counted:
 
     def instructions(self, in_flight: int, number: int) -> float:
         """For one of so many puts."""
-        for old in self._folder.glob("counts.*"):
+        for old in self.folder.glob("counts.*"):
             old.unlink()
         self._tell("-i", "on")
         self.puts(in_flight, number)
@@ -97,21 +75,24 @@ class Counted:
         return sum(self._totals()) / number
 
     def _totals(self) -> list[int]:
-        files = list(self._folder.glob("counts.*"))
+        files = list(self.folder.glob("counts.*"))
         return [int(total) for file in files for total in _TOTALS.findall(file.read_text())]
 
 
 @pytest.fixture(scope="module")
 def member() -> Iterator[Counted]:
     with tempfile.TemporaryDirectory(prefix="counted-") as folder, tempfile.TemporaryDirectory(dir="/dev/shm") as rings:
-        counted = Counted(Path(folder), Path(rings))
+        counted = Counted("n1", Path(folder), *free_ports(2))
+        counted.arguments = [
+            *("--initial-cluster", f"n1={counted.peer_url}", "--adr-path", rings, "--minimum-durability", "process")
+        ]
+        counted.start()
         try:
             wait_until("healthy member", counted.healthy)
             counted.puts(1000, FILLED, new_per_mille=1000)
             yield counted
         finally:
-            counted.process.kill()
-            counted.process.wait()
+            counted.kill()
 
 
 @pytest.mark.parametrize(("in_flight", "number", "measured"), [(1, 300, LONE_PUT), (1000, 5_000, PUT_OF_MANY)])

@@ -153,7 +153,7 @@ class Segments:
         self._beside: Path | None = None
         #: How far zeros are written ahead of the records; 0: not at all. Set before the first write.
         self.zero_ahead_bytes = 0
-        #: Up to this offset of the last segment's file zeros were written, or were to be and had no room.
+        #: Up to this offset of the file that is open zeros were written, or were to be and had no room.
         self._zeros_to = 0
         self.rebuilds = 0
         self.sync_seconds: deque[float] = deque(maxlen=DURATIONS_KEPT)
@@ -328,15 +328,14 @@ class Segments:
             with contextlib.suppress(OSError):
                 self._files.unlink(path)
             raise
-        self._fd, self._zeros_to = fd, SEGMENT_HEADER_BYTES
+        self._fd = fd
         with self._lock:
             self._chain.append(Segment(path, generation, lsn, lsn))
 
     def reopen(self) -> None:
         """Goes on with the last segment of the chain, to append what was recovered to it."""
         assert self._fd is None
-        segment = self._chain[-1]
-        self._fd, self._zeros_to = self._files.open(segment.path), segment.offset(segment.end_lsn)
+        self._fd = self._files.open(self._chain[-1].path)
 
     def write(self, data: bytes, lsn: int, highest_index: int) -> None:
         """Writes records at the end of the last segment. Idempotent until `sync`: nothing is counted before.
@@ -396,7 +395,6 @@ class Segments:
         """A new file with what was synced of the last segment, beside the suspect one. The rest is the caller's."""
         self.close()
         self._fd, self._beside = self._copy(segment)
-        self._zeros_to = segment.offset(segment.end_lsn)
         self._suspect = False
 
     def _replace(self, segment: Segment) -> None:
@@ -433,6 +431,7 @@ class Segments:
         if self._fd is not None:
             self._files.close(self._fd)
             self._fd = None
+        self._zeros_to = 0
 
     # --- reading: any thread ---
 
