@@ -2,6 +2,10 @@
 #
 #   make up      the playground with a sample cluster, until Ctrl-C
 #   make test    all tests that fit in CI
+#   make compiled
+#                what a wheel and the image have, into build/compiled: the turn's modules compiled (docs/architecture.md)
+#   make test-compiled
+#                the tests of the node on it; benches, chaos and the demo run on it, too
 #   make demo    the end-to-end scenario, unattended; the exit code tells
 #   make lint    format, lint, types, import contracts, clippy
 #   make conformance-k8s RECORDING=DIR
@@ -35,9 +39,12 @@ CRASH_SEED ?= 0
 CUTS ?= 20
 CHAOS_SECONDS ?= 720
 CRASH_STATES ?= 512
+COMPILED := $(CURDIR)/build/compiled
+COMPILED_CORE := $(CURDIR)/build/compiled-core
+WITH_COMPILED := PYTHONPATH=$(COMPILED)
 CRATES := node/native $(dir $(wildcard tests/*/*/Cargo.toml))
 
-.PHONY: venv test lint format up demo conformance-k8s crash-states fuzz chaos test-dax soak bench bench-plots bench-engine bench-operator packages clean protocol
+.PHONY: venv compiled test test-compiled lint format up demo conformance-k8s crash-states fuzz chaos test-dax soak bench bench-plots bench-engine bench-operator packages clean protocol
 
 venv: $(VENV)/.built
 
@@ -50,10 +57,25 @@ $(VENV)/.built: $(VENV)/.deps pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+# In place there are only sources, so that what is edited is what runs.
+compiled: $(COMPILED)/.built
+
+$(COMPILED)/.built: $(VENV)/.built setup.py $(shell find node operator playground -name '*.py' -o -name '*.proto')
+	rm -rf $(COMPILED) $(COMPILED_CORE) build/lib* build/bdist*
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(COMPILED) .
+	cp -r $(COMPILED) $(COMPILED_CORE)
+	rm -f $(COMPILED_CORE)/raftkv_node/{api,server,store}/*.so
+	touch $@
+
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	cargo test --quiet --locked --no-default-features --manifest-path node/native/Cargo.toml
 	cargo test --quiet --locked --release --manifest-path tests/tools/slowfs/Cargo.toml
+
+# The simulation puts pieces of its own into the places of the server's: there only the consensus core is compiled.
+test-compiled: compiled
+	$(WITH_COMPILED) $(BIN)/python -m pytest -n 2 --dist loadfile tests/raft tests/store tests/server tests/histories tests/chaos
+	PYTHONPATH=$(COMPILED_CORE) $(BIN)/python -m pytest -n 2 --dist loadfile tests/simulation
 
 lint: venv
 	$(BIN)/ruff format --check .
@@ -79,8 +101,8 @@ soak: venv
 	PYTHONPATH=tests/adr:tests/store:tests/histories $(BIN)/python tests/simulation/soak.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SOAK_SECONDS),--seconds $(SOAK_SECONDS)) \
 	  $(if $(INTO),--into $(INTO)) $(if $(MIX),--mix) $(if $(GOAL),--goal $(GOAL)) $(if $(REPLAY),--replay '$(REPLAY)')
 
-demo: venv
-	$(BIN)/python tests/e2e/demo.py
+demo: compiled
+	$(WITH_COMPILED) $(BIN)/python tests/e2e/demo.py
 
 # The playground's API server against a recording of a real one: make conformance-k8s RECORDING=DIR
 conformance-k8s: venv
@@ -95,8 +117,8 @@ fuzz: venv
 	SECONDS_EACH=$(SECONDS_EACH) FUZZ_ONLY="$(FUZZ_ONLY)" $(BIN)/python tests/fuzz/fuzz_table.py
 
 # Real members under overlapping faults, their clients' histories checked. With PLANT=NAME, 0 means that it was found.
-chaos: venv
-	$(BIN)/python tests/chaos/chaos_run.py --seconds $(CHAOS_SECONDS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED)) $(if $(PLANT),--plant $(PLANT))
+chaos: compiled
+	$(WITH_COMPILED) $(BIN)/python tests/chaos/chaos_run.py --seconds $(CHAOS_SECONDS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED)) $(if $(PLANT),--plant $(PLANT))
 
 # Power cuts on a real DAX file system. Exit code 77 says that this machine cannot run it, and why.
 test-dax: venv
@@ -104,14 +126,14 @@ test-dax: venv
 	$(BIN)/python tests/dax/dax_cuts.py --cuts $(CUTS) $(if $(PLANT),--plant $(PLANT)) $(if $(SEED),--seed $(SEED)) \
 	  || { code=$$?; [ $$code -eq 77 ] || exit $$code; }
 
-bench: venv
-	$(BIN)/python tests/perf/bars.py $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))
+bench: compiled
+	$(WITH_COMPILED) $(BIN)/python tests/perf/bars.py $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-bench-plots: venv
-	$(BIN)/python tests/perf/plots.py $(if $(ROUNDS),--rounds $(ROUNDS))
+bench-plots: compiled
+	$(WITH_COMPILED) $(BIN)/python tests/perf/plots.py $(if $(ROUNDS),--rounds $(ROUNDS))
 
-bench-operator: venv
-	$(BIN)/python tests/perf/operator_cost.py $(if $(CLUSTERS),--clusters $(CLUSTERS)) $(if $(MEMBERS),--members $(MEMBERS)) \
+bench-operator: compiled
+	$(WITH_COMPILED) $(BIN)/python tests/perf/operator_cost.py $(if $(CLUSTERS),--clusters $(CLUSTERS)) $(if $(MEMBERS),--members $(MEMBERS)) \
 	  $(if $(REST),--rest $(REST)) $(if $(STARTS),--starts $(STARTS))
 
 bench-engine: venv

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from . import __version__
+from . import __version__, compiled
 from .config import EXIT_USAGE
 
 Command = Callable[[Sequence[str]], int]
@@ -66,7 +66,7 @@ def _bench(arguments: Sequence[str]) -> int:
 
 
 def _version(_arguments: Sequence[str]) -> int:
-    print(f"raftkv {__version__}")
+    print(f"raftkv {__version__} ({'compiled' if compiled() else 'interpreted'})")
     return 0
 
 

@@ -147,8 +147,9 @@ INVALID = {
 
 @pytest.mark.parametrize("fields", INVALID.values(), ids=INVALID.keys())
 def test_invalid_configurations(fields: dict[str, object]) -> None:
+    frozen = {name: frozenset(value) if isinstance(value, set) else value for name, value in fields.items()}
     with pytest.raises(ConfigurationError):
-        Configuration(**fields)  # type: ignore[arg-type]
+        Configuration(**frozen)  # type: ignore[arg-type]
 
 
 def test_a_swap_of_a_lost_voter_for_a_standby_is_one_joint_step() -> None:

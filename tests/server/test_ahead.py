@@ -24,6 +24,8 @@ from raftkv_node.store import Store, commands
 from raftkv_node.store import ahead as store_ahead
 from raftkv_node.store.mvcc import RevisionEvents
 
+pytestmark = pytest.mark.interpreted("a stand-in for the replica")
+
 OWN, OTHER = 7, 8
 KEYS = 50
 VALUE = b"v" * 200

@@ -33,6 +33,7 @@ def wait_committed(nodes: list[NodeProcess], applied_index: float) -> None:
         )
 
 
+@pytest.mark.interpreted("changes a default")
 @pytest.mark.parametrize(("size", "mode"), [(1, "disk"), (3, "adr")])
 def test_d17_members_without_a_cache_agree_and_fetch_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, mode: str

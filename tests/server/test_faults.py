@@ -13,6 +13,8 @@ from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.node import Node
 from raftkv_node.store.errors import INTERNAL, EtcdError, StoreError
 
+pytestmark = pytest.mark.interpreted("a stand-in for the member")
+
 
 class _Recorder:
     """Stands for the engine, the answers, the log and the watches: remembers what it is told."""

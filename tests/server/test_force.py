@@ -298,7 +298,7 @@ def interrupted(member: tuple[NodeConfig, Identity], tmp_path: Path) -> tuple[No
     source.apply_configuration(1, 1, identity.founding)
     for index in range(2, SNAPSHOT_INDEX + 1):
         body = rpc_pb2.PutRequest(key=b"k", value=b"%d" % index).SerializeToString()
-        source.apply(index, SNAPSHOT_TERM, Batch(1, index, [commands.PUT], [body]))
+        source.apply(index, SNAPSHOT_TERM, Batch(1, index, bytes([commands.PUT]), [body]))
     source.set_durable_index(SNAPSHOT_INDEX)
     while source.backend.commit_now():
         pass

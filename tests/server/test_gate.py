@@ -216,6 +216,7 @@ def planted_itself_counted(own: int, ids: frozenset[int]) -> int:
     return majority(len(ids)) - (own in ids)
 
 
+@pytest.mark.interpreted("plants a bug")
 def test_m5_planted_the_own_word_counted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the member itself in the quorum that has stored it, an old copy finds a quorum that knows nothing."""
     monkeypatch.setattr("raftkv_node.server.gate.others_needed", planted_itself_counted)
@@ -223,6 +224,7 @@ def test_m5_planted_the_own_word_counted_is_found(monkeypatch: pytest.MonkeyPatc
         assert two_lives(number, strict=True, dead_at_most=number - majority(number))
 
 
+@pytest.mark.interpreted("plants a bug")
 def test_m5_planted_no_gate_at_all_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clean old disk votes again."""
     monkeypatch.setattr("raftkv_node.server.gate.others_needed", lambda own, ids: 0)

@@ -36,6 +36,8 @@ from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.probes import Probes
 from raftkv_node.server.workers import Workers
 
+pytestmark = pytest.mark.interpreted("a disk of its own, put in place of the member's")
+
 RING_BYTES = 4 << 20
 VALUE_BYTES = 8 << 10
 LOAD = 64
@@ -61,6 +63,9 @@ class Engine:
 
     def stats(self) -> dict[str, int]:
         return {}
+
+    def peer_send(self, _frames: Sequence[tuple[int, bytes]]) -> list[int]:
+        return []
 
     def __getattr__(self, _name: str) -> Callable[..., None]:
         return lambda *_, **__: None

@@ -293,6 +293,7 @@ def test_a_request_larger_than_a_quarter_of_the_ring_ended_the_node(nodes: list[
     wait_until("healthy member", member.healthy)
 
 
+@pytest.mark.interpreted("a stand-in for the core")
 def test_a_full_queue_of_cold_reads_ended_the_leader() -> None:
     """When the workers take no more jobs, a slow member's entries are fetched later; the node lives on."""
 

@@ -100,7 +100,7 @@ class Scene:
         self.store = Store.open(folder / "sender", start_thread=False)
         for index in range(1, 101):
             request = rpc_pb2.PutRequest(key=b"k%d" % index, value=b"%d" % index * 50)
-            self.store.apply(index, 3, Batch(1, index, [commands.PUT], [request.SerializeToString()]))
+            self.store.apply(index, 3, Batch(1, index, bytes([commands.PUT]), [request.SerializeToString()]))
         self.store.set_durable_index(100)
         while self.store.backend.commit_now():
             pass
@@ -399,6 +399,7 @@ def test_a_snapshot_that_is_of_no_use_any_more_is_thrown_away(scene: Scene) -> N
     assert scene.places.discarded == 1 and not scene.installs.under_way
 
 
+@pytest.mark.interpreted("a stand-in for the member")
 @pytest.mark.parametrize(
     ("sent", "first_kept"),
     [

@@ -139,6 +139,7 @@ def found(world: HardWorld) -> str:
     return ""
 
 
+@pytest.mark.interpreted("plants a bug")
 @pytest.mark.parametrize(
     ("shape", "planted", "rules"),
     [
@@ -205,6 +206,7 @@ def test_a_vote_that_is_given_again_after_a_ring_was_lost_has_a_name_of_its_own(
         checks.vote(1, 7, 3)
 
 
+@pytest.mark.interpreted("plants a bug")
 def test_a_failure_is_shrunk_to_less_that_breaks_the_same_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     class Planted(HardWorld):
         def __init__(self, seed: int, setup: Any) -> None:

@@ -119,6 +119,7 @@ class ClientsOnly(MemberWorld):
     def demand_floor(self, *_: object) -> None: ...
 
 
+@pytest.mark.interpreted("plants a bug")
 def test_a_stale_read_is_found_by_the_history_of_the_clients_alone() -> None:
     for seed in range(PATIENCE):
         try:
@@ -142,6 +143,7 @@ def test_the_history_of_the_clients_holds_all_kinds_of_calls_and_what_watches_we
     assert len(watches) > 2 * len(worlds), "no watch was ever resumed"
 
 
+@pytest.mark.interpreted("plants a bug")
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])
 def test_planted_member_bug_is_found(bug: Planted) -> None:
     for seed in range(PATIENCE):

@@ -61,6 +61,7 @@ def test_the_world_is_bad_enough() -> None:
         assert points[point] > 10, points
 
 
+@pytest.mark.interpreted("plants a bug")
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])
 def test_planted_bug_is_found(bug: Planted) -> None:
     for seed in range(PATIENCE):

@@ -147,6 +147,7 @@ BLIND = {
 """No gate, and peers that know nothing of openings."""
 
 
+@pytest.mark.interpreted("plants a bug")
 def test_m5_planted_a_clean_old_disk_voting_again_is_found() -> None:
     rules = set()
     for seed in PLANTED_SEEDS:

@@ -67,6 +67,7 @@ def test_etcd_17780_the_revision_never_goes_back_when_a_compaction_is_cut_off(
         assert after.put(b"d").header.revision == revision + 1
 
 
+@pytest.mark.interpreted("plants a bug")
 def test_etcd_18667_a_transaction_that_reads_what_was_compacted_changes_no_member_differently(
     make_driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -291,6 +291,7 @@ def test_a_listener_that_fails_is_not_overlooked(make_driver: Callable[..., Driv
     assert str(driver.store.failed) == "no room for 1"
 
 
+@pytest.mark.interpreted("makes a step fail")
 def test_an_apply_that_breaks_off_is_the_end(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise MemoryError

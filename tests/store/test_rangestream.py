@@ -175,6 +175,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+@pytest.mark.interpreted("counts calls")
 @pytest.mark.parametrize("written_meanwhile", [False, True])
 def test_a_stream_reads_no_key_twice(driver: Driver, looked_at: list[int], written_meanwhile: bool) -> None:
     """The cost of a long stream grows with its keys, not with their square."""
@@ -191,6 +192,7 @@ def test_a_stream_reads_no_key_twice(driver: Driver, looked_at: list[int], writt
     assert 1000 <= sum(looked_at) < 2 * 3000
 
 
+@pytest.mark.interpreted("counts calls")
 def test_dead_keys_make_no_piece_and_no_long_lock(driver: Driver, looked_at: list[int]) -> None:
     """More of them in a row than one look at the index takes, at the start, amid and at the end."""
     batch = SLICE_KEYS + 300

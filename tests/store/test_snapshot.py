@@ -36,7 +36,7 @@ def put(key: bytes, value: bytes) -> tuple[int, bytes]:
 
 def apply(store: Store, *requests: tuple[int, bytes]) -> None:
     index = store.applied_index + 1
-    store.apply(index, 3, Batch(1, index, [one[0] for one in requests], [one[1] for one in requests]))
+    store.apply(index, 3, Batch(1, index, bytes(one[0] for one in requests), [one[1] for one in requests]))
 
 
 def commit(store: Store) -> None:
@@ -496,7 +496,7 @@ def test_a_watcher_gets_every_event_over_an_installed_snapshot(tmp_path: Path) -
     hub.restored(before)
     assert [event.kv.mod_revision for one in told(hub) for event in one.events] == list(range(12, 62))
     store.watching(True, False)
-    result = store.apply(61, 3, Batch(1, 99, [commands.PUT], [put(b"k", b"later")[1]]))
+    result = store.apply(61, 3, Batch(1, 99, bytes([commands.PUT]), [put(b"k", b"later")[1]]))
     hub.publish(result.events)
     assert [event.kv.mod_revision for one in told(hub) for event in one.events] == [62]
 

@@ -309,7 +309,7 @@ class Core(ABC):
         if self.role != Role.LEADER:
             return
         ids = self.configuration.ids | {self.id}
-        for member in sorted(ids - self._progress.keys()):
+        for member in sorted(ids.difference(self._progress)):
             self._progress[member] = Progress(self._log.last_index + 1)
         for member in sorted(self._progress.keys() - ids):
             del self._progress[member]

@@ -49,7 +49,8 @@ def gauges(node: Node) -> Gauges:
     stats = node.engine.stats()
     result.values["etcd_server_quota_backend_bytes"] = 0.0
     result.labelled["etcd_server_version"] = (("server_version",), {(versions.ETCD_VERSION,): 1.0})
-    result.labelled["raftkv_build_info"] = (("version",), {(versions.RAFTKV_VERSION,): 1.0})
+    build = (versions.RAFTKV_VERSION, str(versions.COMPILED).lower())
+    result.labelled["raftkv_build_info"] = (("version", "compiled"), {build: 1.0})
     result.values["raftkv_connections"] = float(stats.get("connections", 0))
     result.counters["etcd_network_client_grpc_sent_bytes"] = float(stats.get("bytes_out", 0))
     result.counters["etcd_network_client_grpc_received_bytes"] = float(stats.get("bytes_in", 0))

@@ -509,7 +509,7 @@ class Member:
             return
         for name in sorted(alarms.keys() - self._log_alarms):
             self._logger.warn("the log is degraded", alarm=name, reason=alarms[name])
-        for name in sorted(self._log_alarms - alarms.keys()):
+        for name in sorted(self._log_alarms.difference(alarms)):
             self._logger.info("the log has recovered", alarm=name)
         self._log_alarms = frozenset(alarms)
 

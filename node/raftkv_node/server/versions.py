@@ -1,6 +1,6 @@
 """The versions that are told to clients."""
 
-from raftkv_node import __version__
+from raftkv_node import __version__, compiled
 
 ETCD_VERSION = "3.6.6"
 """The release of etcd whose API this corresponds to. Clients parse it: it must be a semantic version, and Kubernetes'
@@ -10,3 +10,4 @@ CLUSTER_VERSION = "3.6.0"
 STORAGE_VERSION = "3.6.0"
 
 RAFTKV_VERSION = __version__
+COMPILED = compiled()

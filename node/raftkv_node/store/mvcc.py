@@ -8,16 +8,14 @@ and hands its events to whoever watches.  A revision without a change is not con
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .backend import Backend, Chunk
 from .encoding import MAX_SUB_REVISION, RECORD_ID, record, record_id, tombstone_record, varint
 from .errors import StoreError
+from .freeing import Lifetime, free_after
 from .index import Index
-from .keyorder import KeyOrder
 
 CACHE_ENTRY_OVERHEAD_BYTES = 200
 """What a cached value costs beside its bytes (object headers, the table, the queue)."""
@@ -40,19 +38,6 @@ RevisionEvents = tuple[int, list[Event]]
 
 SLOWLY_FREED_KEYS = 20_000
 """A state of so many keys is not freed at once."""
-
-
-def _free_slowly(tables: Sequence[dict[bytes, Any]], orders: Sequence[KeyOrder]) -> None:
-    """Have a thread take apart what a state consisted of."""
-
-    def free() -> None:
-        for order in orders:
-            order.take_apart()
-        for table in tables:
-            while table:
-                table.popitem()
-
-    threading.Thread(target=free, name="raftkv-free", daemon=True).start()
 
 
 class Mvcc:
@@ -82,6 +67,7 @@ class Mvcc:
         """Values that had to be read from LMDB by the thread that applies."""
         self.fetched: dict[bytes, bytes] = {}
         """Records by id that were read ahead for the entry being applied (see `ahead`)."""
+        self._lifetime = Lifetime()
         self.evicted = False
         """Whether the cache has ever been too small: before, every newest record is in it."""
 
@@ -93,7 +79,7 @@ class Mvcc:
         index = self.index
         if len(index.entries) + len(self.cache) >= SLOWLY_FREED_KEYS:
             tables = (index.entries, self.cache)
-            weakref.finalize(self, _free_slowly, tables, (index.live, index.dead)).atexit = False
+            free_after(self._lifetime, tables, (index.live, index.dead))
 
     # One revision.
 
