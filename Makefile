@@ -60,11 +60,12 @@ $(VENV)/.built: $(VENV)/.deps pyproject.toml $(NATIVE)
 # In place there are only sources, so that what is edited is what runs.
 compiled: $(COMPILED)/.built
 
-$(COMPILED)/.built: $(VENV)/.built setup.py $(shell find node operator playground -name '*.py' -o -name '*.proto')
+$(COMPILED)/.built: $(VENV)/.built setup.py $(shell find node operator playground -name '*.py' -o -name '*.pyi')
 	rm -rf $(COMPILED) $(COMPILED_CORE) build/lib* build/bdist*
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(COMPILED) .
 	cp -r $(COMPILED) $(COMPILED_CORE)
 	rm -f $(COMPILED_CORE)/raftkv_node/{api,server,store}/*.so
+	$(WITH_COMPILED) $(BIN)/raftkv --version | grep compiled
 	touch $@
 
 test: venv
@@ -74,8 +75,9 @@ test: venv
 
 # The simulation puts pieces of its own into the places of the server's: there only the consensus core is compiled.
 test-compiled: compiled
-	$(WITH_COMPILED) $(BIN)/python -m pytest -n 2 --dist loadfile tests/raft tests/store tests/server tests/histories tests/chaos
-	PYTHONPATH=$(COMPILED_CORE) $(BIN)/python -m pytest -n 2 --dist loadfile tests/simulation
+	TEST_COMPILED=all $(WITH_COMPILED) $(BIN)/python -m pytest -n 2 --dist loadfile tests/raft tests/store tests/server tests/histories tests/chaos \
+	  tests/perf/test_instructions.py
+	TEST_COMPILED=core PYTHONPATH=$(COMPILED_CORE) $(BIN)/python -m pytest -n 2 --dist loadfile tests/simulation
 
 lint: venv
 	$(BIN)/ruff format --check .
@@ -96,9 +98,10 @@ up: venv
 	$(BIN)/raftkv playground up --sample deploy/samples/three-nodes.yaml
 
 # Whole clusters from seeds: SEEDS=N or A:B, or SOAK_SECONDS=; INTO=FILE adds figures up (of
-# other commits or of the same seeds only with MIX=1); GOAL=1000: fail below; REPLAY='...' shows a failure.
-soak: venv
-	PYTHONPATH=tests/adr:tests/store:tests/histories $(BIN)/python tests/simulation/soak.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SOAK_SECONDS),--seconds $(SOAK_SECONDS)) \
+# other commits or of the same seeds only with MIX=1); GOAL=1000: fail below; REPLAY='...' shows a failure. CORE=compiled: with
+# the compiled consensus core.
+soak: $(if $(CORE),compiled,venv)
+	PYTHONPATH=$(if $(CORE),$(COMPILED_CORE):)tests/adr:tests/store:tests/histories $(BIN)/python tests/simulation/soak.py $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SOAK_SECONDS),--seconds $(SOAK_SECONDS)) \
 	  $(if $(INTO),--into $(INTO)) $(if $(MIX),--mix) $(if $(GOAL),--goal $(GOAL)) $(if $(REPLAY),--replay '$(REPLAY)')
 
 demo: compiled

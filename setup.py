@@ -14,30 +14,22 @@ NODE = "node/raftkv_node"
 # interpreter from all others until it waits or comes back to interpreted code. Nor is the log: what is proven about
 # every state of a crash is proven of what Python executes.
 COMPILED = {
-    "raft": (
-        *("__init__", "configuration", "core", "elections", "errors", "invariants", "log", "membership", "messages"),
-        *("progress", "quorum", "raft", "reading", "reads", "ready", "replication", "snapshots", "types"),
-    ),
-    "store": (
-        *("ahead", "commands", "encoding", "index", "intervals", "keyorder", "mvcc", "store", "txn", "validate"),
-        "watch",
-    ),
-    "server": (
-        *("ahead", "answers", "applier", "changes", "gate", "kv", "member", "metrics", "node", "peers", "reads"),
-        *("replica", "watches", "writes"),
-    ),
-    "api": ("kv", "methods"),
+    "raft": "__init__ configuration core elections errors invariants log membership messages progress quorum raft "
+    "reading reads ready replication snapshots types",
+    "store": "ahead commands encoding index intervals mvcc store txn validate watch",
+    "server": "ahead answers applier changes gate kv member metrics node peers reads replica watches writes",
+    "api": "kv methods",
 }
 BUILDS = {"bdist_wheel", "build", "build_ext"}
 
 
 def extensions() -> list:
     """The compiled modules where a wheel is built."""
-    if not BUILDS.intersection(sys.argv) or os.environ.get("RAFTKV_INTERPRETED"):
+    if not BUILDS.intersection(sys.argv) or os.environ.get("RAFTKV_INTERPRETED", "0") != "0":
         return []
     from mypyc.build import mypycify
 
-    files = [f"{NODE}/{package}/{module}.py" for package, modules in COMPILED.items() for module in modules]
+    files = [f"{NODE}/{package}/{module}.py" for package, modules in COMPILED.items() for module in modules.split()]
     return mypycify(
         ["--config-file", "pyproject.toml", *files],
         opt_level="2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -51,3 +52,16 @@ def test_the_engine_is_out_of_reach(folder: str) -> None:
     assert sources
     for path in sources:
         assert not re.search(r"^\s*(from|import)\s.*\b_engine\b", path.read_text(), flags=re.MULTILINE), path
+
+
+def test_what_other_threads_run_and_the_log_are_not_compiled() -> None:
+    """Compiled code gives way to nobody. A module that must not be compiled says so in its text."""
+    listed = re.search(r"^COMPILED = (\{.*?^\})", (_ROOT / "setup.py").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    compiled = ast.literal_eval(listed[1])
+    assert compiled.keys() == {"raft", "store", "server", "api"}
+    for package, modules in compiled.items():
+        for module in modules.split():
+            text = (_ROOT / "node" / "raftkv_node" / package / f"{module}.py").read_text()
+            assert "ever compiled" not in text, module
+            assert "Thread(" not in text, module

@@ -36,8 +36,6 @@ from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.probes import Probes
 from raftkv_node.server.workers import Workers
 
-pytestmark = pytest.mark.interpreted("a disk of its own, put in place of the member's")
-
 RING_BYTES = 4 << 20
 VALUE_BYTES = 8 << 10
 LOAD = 64
@@ -159,11 +157,11 @@ def lines() -> io.StringIO:
 
 @pytest.fixture
 def lone(tmp_path: Path, disk: FaultyDisk, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lone]:
-    log_options = member_module.log_options
+    options = member_module.LogOptions
     monkeypatch.setattr(
         member_module,
-        "log_options",
-        lambda *given: dataclasses.replace(log_options(*given), files=disk, stalled_after_seconds=0.1),
+        "LogOptions",
+        lambda **given: dataclasses.replace(options(**given), files=disk, stalled_after_seconds=0.1),
     )
     member = Lone(tmp_path, disk, lines)
     yield member
@@ -171,6 +169,7 @@ def lone(tmp_path: Path, disk: FaultyDisk, lines: io.StringIO, monkeypatch: pyte
     member.close()
 
 
+@pytest.mark.interpreted("watches what is taken")
 def test_d6_writes_wait_at_high_water_while_reads_go_on_and_everything_recovers(
     lone: Lone, disk: FaultyDisk, lines: io.StringIO
 ) -> None:
@@ -252,6 +251,7 @@ def test_m6_a_disk_that_cannot_be_noted_is_refused_and_ends_nobody(
     assert "already been bootstrapped" in str(lone.member.introductions.refusal(hello))
 
 
+@pytest.mark.interpreted("changes the core")
 def test_a_commit_that_a_member_cannot_be_told_costs_one_try(lone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a follower that was stopped and whose window was full the leader took turns without a pause."""
     member = lone.member

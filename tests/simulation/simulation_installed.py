@@ -77,7 +77,7 @@ def installed(world: Surroundings) -> Iterator[None]:
             world.reach(node, "before messages")
             return taken
 
-        if compiled():
+        if compiled("raftkv_node.raft.core"):
             return cast(Raft, Observed(raft, watched))
         raft.ready = watched  # type: ignore[method-assign]
         return raft

@@ -491,3 +491,26 @@ def test_a_path_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be made"):
         Store.open(tmp_path / "file" / "store")
+
+
+def test_what_is_refused_is_not_kept(driver: Driver) -> None:
+    """Refusals were raised as constants, whose tracebacks grew, and kept the refused requests' frames and bytes."""
+    for value in (b"1", b"2", b"3"):
+        driver.put(b"k", value)
+    driver.compact(3)
+    put = rpc_pb2.PutRequest(key=b"k", lease=77)
+    refused = [
+        driver.put(b"k", b"v" * 1000, lease=77),
+        driver.put(b"none", ignore_value=True),
+        driver.range(b"k", revision=1000),
+        driver.range(b"k", revision=2),
+        driver.txn(rpc_pb2.TxnRequest(success=[RequestOp(request_put=put)])),
+        driver.read_txn(rpc_pb2.TxnRequest(success=[range_op(b"k", revision=1000)])),
+    ]
+    assert refused == [
+        *(e.LEASE_NOT_FOUND, e.KEY_NOT_FOUND, e.FUTURE_REVISION, e.COMPACTED),
+        *(e.LEASE_NOT_FOUND, e.FUTURE_REVISION),
+    ]
+    constants = [one for one in vars(e).values() if isinstance(one, e.EtcdError)]
+    assert len(constants) > 10
+    assert not [one for one in constants if one.__traceback__ is not None or one.__context__ is not None]

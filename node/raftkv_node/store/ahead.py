@@ -23,10 +23,11 @@ from raftkv_node.pb import rpc_pb2
 from . import commands
 from .backend import find
 from .commands import Batch
+from .comparing import compare_holds
 from .encoding import simple_put
 from .mvcc import Mvcc
 from .ranges import interval_end, scan_limit
-from .txn import View, compare_holds
+from .txn import View
 
 AHEAD_ENTRY_RECORDS = 10_000
 """Records that are named for one entry; what it needs beyond is read on the turn, and counted."""

@@ -23,6 +23,8 @@ holds.  The error is latched, the queue grows no further use, and the node must 
 
 The address space for the file is reserved once, generously (it costs nothing), because growing the map later would
 have to stop every reader.  The file itself grows as it is written.
+
+Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
 """
 
 from __future__ import annotations

@@ -30,6 +30,12 @@ class EtcdError(Exception):
         self.grpc_code = grpc_code
         self.message = message
 
+    def fresh(self) -> EtcdError:
+        """An equal one to raise. What has been raised keeps its traceback, and with it all that the frames held: the
+        constants below would gather requests and their values for ever.
+        """
+        return EtcdError(self.grpc_code, self.message)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EtcdError) and (self.grpc_code, self.message) == (other.grpc_code, other.message)
 

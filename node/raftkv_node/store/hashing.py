@@ -3,6 +3,8 @@
 It covers the records up to a revision, in revision order, without those that the compaction made unreachable.
 Whether a member has already purged those does not matter: each record below the compact revision is held against
 the index. Only agreement between members is required of the sum, so it is a CRC-32 of record ids and records.
+
+Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
 """
 
 from __future__ import annotations

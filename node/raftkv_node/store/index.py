@@ -100,11 +100,6 @@ class Index:
             self.versioned.add(key)
         self.entries[key] = (rid, create, version, history)
 
-    def build_orders(self) -> None:
-        """Makes the ordered sets from the table, after `restore`."""
-        self.live.build(key for key, entry in self.entries.items() if entry[2])
-        self.dead.build(key for key, entry in self.entries.items() if not entry[2])
-
     def at(self, key: bytes, revision: int) -> bytes | None:
         """The id of the record that `key` has at `revision`, or `None` when it is absent there."""
         entry = self.entries.get(key)

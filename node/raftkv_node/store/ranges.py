@@ -3,6 +3,8 @@
 What a range means is etcd's: `count` is the number of keys in the interval at the revision, whatever limit and
 filters say; a sort other than ascending by key, or a filter by revision, looks at all of them before the limit is
 applied.
+
+Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ def resolve_revision(asked: int, current: int, compacted: int) -> int:
     allowed.
     """
     if asked > current:
-        raise FUTURE_REVISION
+        raise FUTURE_REVISION.fresh()
     if asked <= 0:
         return current
     if asked < compacted:
-        raise COMPACTED
+        raise COMPACTED.fresh()
     return asked
 
 

@@ -7,6 +7,8 @@ the meantime, the next piece answers so, as etcd's does.
 A piece ends where its records have `piece_bytes`; so it is never larger than that and one record.  The first has ten
 keys at most, as etcd's, so that the client has something to do.  Merged, the pieces are the RangeResponse that Range
 would have given: header, `more` and `count` come with the last.
+
+Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The thread that applies answers small reads whose values are cached.  Everything
 large results) becomes a `ColdRead`: its revision is pinned, so it may run at any time in any thread.  It takes the
 store's lock only to read the index, `SLICE_KEYS` keys at a time, and lets other threads run in between.  While a
 revision is pinned, compaction forgets nothing that a read at it needs.
+
+Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
 """
 
 from __future__ import annotations

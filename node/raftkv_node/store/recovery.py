@@ -1,4 +1,7 @@
-"""Opening: from the backend's bytes to the state that serves.  Contradictions are refused, never repaired."""
+"""Opening: from the backend's bytes to the state that serves.  Contradictions are refused, never repaired.
+
+Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
+"""
 
 from __future__ import annotations
 
@@ -74,5 +77,7 @@ def _load_records(backend: Backend, mvcc: Mvcc) -> int:
                     mvcc.evict()
     except (ValueError, IndexError) as error:
         raise StoreCorrupt(f"the backend's record {rid.hex()} cannot be read: {error}") from error
-    index.build_orders()
+    # Here and in `keyorder`, not in a compiled module: a snapshot's index is built beside the turn.
+    index.live.build(key for key, entry in index.entries.items() if entry[2])
+    index.dead.build(key for key, entry in index.entries.items() if not entry[2])
     return main_of(rid) if rid else 0

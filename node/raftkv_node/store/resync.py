@@ -1,4 +1,7 @@
-"""Reads a slice of history for watchers that are behind."""
+"""Reads a slice of history for watchers that are behind.
+
+Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ being used again, so a source must not live for ever.
 
 `SnapshotSink` takes the stream in any cut, checks it, and writes it to an LMDB environment of its own; nothing else is
 touched, and memory is bounded by `SINK_BYTES`, a record and a piece.  `docs/formats/snapshot.md` has the bytes.
+
+Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
 """
 
 from __future__ import annotations

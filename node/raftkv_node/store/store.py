@@ -59,6 +59,7 @@ from .txn import (
     txn_response,
 )
 from .validate import is_read_only
+from .yielding import YIELD_EVERY, give_way
 
 DEFAULT_VALUE_CACHE_BYTES = 128 << 20
 DEFAULT_BUFFER_LIMIT_BYTES = 64 << 20
@@ -409,6 +410,8 @@ class Store:
         heads, suffix = header.field_heads, header.field_suffix
         payloads = batch.payloads
         for at, kind in enumerate(batch.kinds):
+            if not at % YIELD_EVERY:
+                give_way()
             payload = payloads[at]
             if kind == commands.PUT:
                 end = simple_put(payload)
@@ -447,9 +450,9 @@ class Store:
     def _apply_put(self, request: rpc_pb2.PutRequest, want: bool) -> bytes:
         mvcc = self.mvcc
         if request.lease and request.lease not in self.leases:
-            raise LEASE_NOT_FOUND
+            raise LEASE_NOT_FOUND.fresh()
         if (request.ignore_value or request.ignore_lease) and self._view.numbers(request.key) is None:
-            raise KEY_NOT_FOUND
+            raise KEY_NOT_FOUND.fresh()
         prev = mvcc.newest(request.key) if want and request.prev_kv else None
         mvcc.begin()
         put_in_revision(mvcc, request)
@@ -476,9 +479,9 @@ class Store:
     def _apply_compact(self, request: rpc_pb2.CompactionRequest, want: bool) -> Result:
         mvcc = self.mvcc
         if request.revision <= mvcc.compact_revision:
-            raise COMPACTED
+            raise COMPACTED.fresh()
         if request.revision > mvcc.revision:
-            raise FUTURE_REVISION
+            raise FUTURE_REVISION.fresh()
         mvcc.compact_revision = request.revision
         mvcc.chunk.meta[REVISION_KEY] = REVISIONS.pack(mvcc.revision, mvcc.compact_revision)
         if self._sweep:

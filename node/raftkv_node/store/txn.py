@@ -17,10 +17,12 @@ from typing import Protocol
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.pb.kv_pb2 import KeyValue
 
+from .comparing import compare_holds
 from .encoding import field, inner_header, varint
 from .errors import COMPACTED, FUTURE_REVISION, KEY_NOT_FOUND, LEASE_NOT_FOUND, StoreError
 from .mvcc import Mvcc
 from .ranges import count_response, interval_end, range_response, resolve_revision, scan_limit
+from .yielding import YIELD_EVERY, give_way
 
 Compare = rpc_pb2.Compare
 
@@ -61,52 +63,6 @@ class Path:
         }
 
 
-def compare_holds(compare: Compare, view: View) -> bool:
-    """Whether a comparison is true, for every key of its interval.
-
-    A missing key has no value (a VALUE comparison is false); its revisions, version and lease are 0.
-    """
-    target = compare.target
-    if not compare.range_end and target in (Compare.VERSION, Compare.CREATE, Compare.MOD):
-        create, mod, version = view.numbers(compare.key) or (0, 0, 0)
-        if target == Compare.VERSION:
-            return _holds(compare.result, version, compare.version)
-        if target == Compare.CREATE:
-            return _holds(compare.result, create, compare.create_revision)
-        return _holds(compare.result, mod, compare.mod_revision)
-    end = interval_end(compare.range_end, compare.key)
-    records, _ = view.rows(compare.key, end, view.read_revision, 0)
-    if not records:
-        return target != Compare.VALUE and _compare_kv(compare, KeyValue())
-    return all(_compare_kv(compare, KeyValue.FromString(record)) for record in records)
-
-
-def _compare_kv(compare: Compare, kv: KeyValue) -> bool:
-    target = compare.target
-    if target == Compare.VALUE:
-        return _holds(compare.result, kv.value, compare.value)
-    if target == Compare.VERSION:
-        return _holds(compare.result, kv.version, compare.version)
-    if target == Compare.CREATE:
-        return _holds(compare.result, kv.create_revision, compare.create_revision)
-    if target == Compare.MOD:
-        return _holds(compare.result, kv.mod_revision, compare.mod_revision)
-    if target == Compare.LEASE:
-        return _holds(compare.result, kv.lease, compare.lease)
-    return _holds(compare.result, 0, 0)
-
-
-def _holds(result: int, found: bytes | int, given: bytes | int) -> bool:
-    if result == Compare.EQUAL:
-        return found == given
-    if result == Compare.NOT_EQUAL:
-        return found != given
-    if isinstance(found, bytes) and isinstance(given, bytes):
-        return found > given if result == Compare.GREATER else found < given if result == Compare.LESS else True
-    assert isinstance(found, int) and isinstance(given, int)
-    return found > given if result == Compare.GREATER else found < given if result == Compare.LESS else True
-
-
 def check_puts(path: Path, view: View, leases: Container[int]) -> None:
     """Raises what etcd answers when a put on the path cannot be done."""
     for at, op in enumerate(path.ops):
@@ -114,9 +70,9 @@ def check_puts(path: Path, view: View, leases: Container[int]) -> None:
         if kind == "request_put":
             put = op.request_put
             if (put.ignore_value or put.ignore_lease) and view.numbers(put.key) is None:
-                raise KEY_NOT_FOUND
+                raise KEY_NOT_FOUND.fresh()
             if put.lease and put.lease not in leases:
-                raise LEASE_NOT_FOUND
+                raise LEASE_NOT_FOUND.fresh()
         elif kind == "request_txn":
             check_puts(path.nested[at], view, leases)
 
@@ -131,9 +87,9 @@ def check_ranges(path: Path, revision: int, compacted: int) -> None:
         if kind == "request_range":
             asked = op.request_range.revision
             if asked > revision:
-                raise FUTURE_REVISION
+                raise FUTURE_REVISION.fresh()
             if asked and (asked < compacted or asked < 0):
-                raise COMPACTED
+                raise COMPACTED.fresh()
         elif kind == "request_txn":
             check_ranges(path.nested[at], revision, compacted)
 
@@ -177,7 +133,9 @@ def delete_in_revision(mvcc: Mvcc, delete: rpc_pb2.DeleteRangeRequest, want_prev
             record = mvcc.newest(key)
             assert record is not None
             prev.append(record)
-    for key in keys:
+    for at, key in enumerate(keys):
+        if not at % YIELD_EVERY:
+            give_way()
         mvcc.delete(key)
     return len(keys), prev
 

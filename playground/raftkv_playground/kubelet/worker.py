@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,6 +283,8 @@ class PodWorker:
             "TMPDIR": str(work),
             "HOSTNAME": str(self.pod["spec"].get("hostname") or self.name),
             MARKER: self.kubelet.marker,
+            # The image is this environment: what the playground itself was started with, modules from elsewhere too.
+            **({"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}),
             "RAFTKV_RESOLVER": f"hosts-file:{self.kubelet.resolver.path(self.namespace)}",
         }
         path = container.get("terminationMessagePath") or DEFAULT_TERMINATION_PATH
