@@ -57,12 +57,13 @@ $(VENV)/.built: $(VENV)/.deps pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# In place there are only sources, so that what is edited is what runs.
+# In place there are only sources, so that what is edited is what runs. Operator and playground are never compiled.
 compiled: $(COMPILED)/.built
 
 $(COMPILED)/.built: $(VENV)/.built setup.py $(shell find node operator playground -name '*.py' -o -name '*.pyi')
 	rm -rf $(COMPILED) $(COMPILED_CORE) build/lib* build/bdist*
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(COMPILED) .
+	rm -rf $(COMPILED)/raftkv_operator $(COMPILED)/raftkv_playground
 	cp -r $(COMPILED) $(COMPILED_CORE)
 	rm -f $(COMPILED_CORE)/raftkv_node/{api,server,store}/*.so
 	$(WITH_COMPILED) $(BIN)/raftkv --version | grep compiled
