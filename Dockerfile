@@ -4,7 +4,8 @@
 #   docker build -t raftkv --build-arg BASE=my-debian .      another base: Debian 13 or newer
 ARG BASE=debian:trixie-slim
 
-# --- build: compiles the engine and the turn's modules, and makes a virtual environment that the last stage takes over as it is
+# --- build: compiles the engine and the turn's modules, and makes a virtual environment that the last stage takes over
+# as it is
 FROM ${BASE} AS build
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates cargo gcc libc6-dev python3-dev python3-venv \

@@ -65,3 +65,9 @@ def test_what_other_threads_run_and_the_log_are_not_compiled() -> None:
             text = (_ROOT / "node" / "raftkv_node" / package / f"{module}.py").read_text()
             assert "ever compiled" not in text, module
             assert "Thread(" not in text, module
+
+
+def test_no_error_is_raised_from_a_constant() -> None:
+    """It would keep its traceback, and what the frames of each request held, for ever (`EtcdError.fresh`)."""
+    for path in sorted((_ROOT / "node" / "raftkv_node").rglob("*.py")):
+        assert not re.search(r"^\s*raise [A-Z][A-Z_]+( from .*)?$", path.read_text(), flags=re.MULTILINE), path

@@ -24,8 +24,6 @@ from .mvcc import Mvcc
 from .ranges import count_response, interval_end, range_response, resolve_revision, scan_limit
 from .yielding import YIELD_EVERY, give_way
 
-Compare = rpc_pb2.Compare
-
 
 class View(Protocol):
     """State to read from at one revision."""
