@@ -16,8 +16,9 @@ NODE = "node/raftkv_node"
 COMPILED = {
     "raft": "__init__ configuration core elections errors invariants log membership messages progress quorum raft "
     "reading reads ready replication snapshots types",
-    "store": "ahead commands encoding index intervals mvcc store txn validate watch",
-    "server": "ahead answers applier changes gate kv member metrics node peers reads replica watches writes",
+    "store": "ahead chunk commands encoding index intervals mvcc store txn validate watch",
+    "server": "ahead answers applier changes gate introductions kv member metrics moves node peers preference reads "
+    "replica watches writes",
     "api": "kv methods",
 }
 BUILDS = {"bdist_wheel", "build", "build_ext"}

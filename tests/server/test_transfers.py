@@ -307,6 +307,12 @@ def test_pieces_of_an_older_transfer_do_not_end_the_newer_one(scene: Scene) -> N
         scene.tick(0.01)
 
 
+def damaged(message: Message) -> Message:
+    """A piece of a snapshot with another first byte."""
+    *front, data, entries = message.fields()
+    return Message(*front, b"!" + data[1:], entries)
+
+
 def test_a_damaged_piece_is_dropped_and_sent_again(scene: Scene) -> None:
     hit = False
 
@@ -314,7 +320,7 @@ def test_a_damaged_piece_is_dropped_and_sent_again(scene: Scene) -> None:
         nonlocal hit
         for at, message in enumerate(scene.network):
             if not hit and message.type == MessageType.SNAPSHOT and scene.metrics.snapshots.received_bytes:
-                scene.network[at] = message._replace(data=b"!" + message.data[1:])
+                scene.network[at] = damaged(message)
                 hit = True
 
     for _ in range(1000):

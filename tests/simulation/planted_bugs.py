@@ -97,7 +97,8 @@ class AcknowledgeBeforeFence(SimNode):
 
     def persist(self, ready: Ready) -> None:
         self.send(ready.messages_after_persist)
-        super().persist(ready._replace(messages_after_persist=()))
+        ready.messages_after_persist = ()
+        super().persist(ready)
 
 
 class VoteBeforeFence(SimNode):
@@ -107,7 +108,8 @@ class VoteBeforeFence(SimNode):
         votes = (MessageType.VOTE, MessageType.VOTE_RESPONSE)
         self.send([message for message in ready.messages_after_persist if message.type in votes])
         rest = [message for message in ready.messages_after_persist if message.type not in votes]
-        super().persist(ready._replace(messages_after_persist=rest))
+        ready.messages_after_persist = rest
+        super().persist(ready)
 
 
 @dataclass

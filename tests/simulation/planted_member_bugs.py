@@ -41,7 +41,8 @@ class AcknowledgeBeforeFence(Replica):
 
     def _persist(self, ready: Ready) -> bool:
         self._send(ready.messages_after_persist)
-        return super()._persist(ready._replace(messages_after_persist=()))
+        ready.messages_after_persist = ()
+        return super()._persist(ready)
 
 
 class DurableWhenWritten(Replica):
@@ -102,7 +103,7 @@ class AcknowledgeBeforeMark(Replica):
     def _persist(self, ready: Ready) -> bool:
         if ready.snapshot is not None:
             self._send(ready.messages_after_persist)
-            ready = ready._replace(messages_after_persist=())
+            ready.messages_after_persist = ()
         return super()._persist(ready)
 
 

@@ -191,7 +191,7 @@ class SimNode:
         commit = ready.commit_in_front(state.commit, self.raft.applied_index)
         if commit == state.commit:
             self.unwritten = None
-        return state._replace(commit=commit)
+        return HardState(state.term, state.vote, commit)
 
     def begin_flush(self) -> None:
         """Start a flush for all that waits, unless one is under way."""

@@ -296,7 +296,7 @@ def test_an_apply_that_breaks_off_is_the_end(driver: Driver, monkeypatch: pytest
     def fail() -> None:
         raise MemoryError
 
-    monkeypatch.setattr(driver.store.mvcc, "evict", fail)
+    monkeypatch.setattr(driver.store.mvcc, "settle", fail)
     with pytest.raises(MemoryError):
         driver.put(b"a")
     monkeypatch.undo()

@@ -64,7 +64,7 @@ class DiskLog(Log):
         before = self._lsn
         boundary = before - self._segment_start >= self._options.segment_size_bytes
         self._enqueue([*self._preamble(), *batch] if boundary else batch, boundary)
-        self._appended(len(batch), self._lsn - before, self._lsn - self._durable)
+        self._appended(len(batch), self._lsn - before, self._lsn - self._durable, self._options.adr_size_bytes)
         self._wake.set()
         return self._lsn
 

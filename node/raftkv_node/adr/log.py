@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from raftkv_node._engine import LogCorrupt, LogIndex
 from raftkv_node.adr import records
@@ -33,22 +33,22 @@ from raftkv_node.adr.table import Member
 if TYPE_CHECKING:
     from raftkv_node.adr.opening import Opened
 
-MIB = 1 << 20
+MIB: Final = 1 << 20
 #: D6: with the log buffer this full, entries are made smaller.
-PRESSURE_SHRINK = 0.75
+PRESSURE_SHRINK: Final = 0.75
 #: D6: with the log buffer this full, proposals wait.
-PRESSURE_FULL = 0.9
-RING_SIZE_MINIMUM_BYTES = 4 * MIB
-RING_SIZE_MAXIMUM_BYTES = 100 * MIB
+PRESSURE_FULL: Final = 0.9
+RING_SIZE_MINIMUM_BYTES: Final = 4 * MIB
+RING_SIZE_MAXIMUM_BYTES: Final = 100 * MIB
 #: Names of alarms (`Log.alarms`).
-ALARM_STALLED = "ADR_DRAIN_STALLED"
-ALARM_NO_SPACE = "ADR_DRAIN_NO_SPACE"
-ALARM_FAILING = "ADR_DRAIN_FAILING"
-ALARM_FULL = "ADR_RING_FULL"
+ALARM_STALLED: Final = "ADR_DRAIN_STALLED"
+ALARM_NO_SPACE: Final = "ADR_DRAIN_NO_SPACE"
+ALARM_FAILING: Final = "ADR_DRAIN_FAILING"
+ALARM_FULL: Final = "ADR_RING_FULL"
 #: How long the background thread waits at most until it tries again what has failed.
-RETRY_SECONDS = 0.1
+RETRY_SECONDS: Final = 0.1
 #: Where segments lie in the data folder, unless a drain folder is given.
-SEGMENT_FOLDER = "wal"
+SEGMENT_FOLDER: Final = "wal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +254,8 @@ class Log(ABC):
     def _preamble(self) -> list[Record]:
         return preamble(self._index)
 
-    def _appended(self, count: int, size_bytes: int, held_bytes: int) -> None:
+    def _appended(self, count: int, size_bytes: int, held_bytes: int, room_bytes: int) -> None:
+        """`held_bytes` of `room_bytes` are in use now, or fewer by what was drained meanwhile."""
         counts = self._counts
         counts["appended_batches"] += 1
         counts["appended_records"] += count
@@ -262,7 +263,8 @@ class Log(ABC):
         self._high_watermark_bytes = max(self._high_watermark_bytes, held_bytes)
         if self._lag_since is None:
             self._lag_since = now()
-        self._note_pressure()
+        if held_bytes >= PRESSURE_FULL * room_bytes or self._full_since is not None:
+            self._note_pressure()
 
     # --- reading: any thread ---
 

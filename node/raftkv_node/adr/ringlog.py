@@ -56,6 +56,8 @@ class RingLog(Log):
         self._header = header
         self._path = path
         self._drained = ring.durable_lsn
+        self._data_bytes = ring.data_bytes
+        self._segment_size_bytes = opened.options.segment_size_bytes
         #: A small ring is drained when half of it is used, however large the drain size.
         self._drain_at_bytes = min(opened.options.drain_size_bytes, ring.data_bytes // 2)
         #: Start LSNs of segments to come: the appender decides, the drain follows.
@@ -76,10 +78,11 @@ class RingLog(Log):
     # --- appending ---
 
     def append(self, batch: Sequence[Record]) -> int:
-        self._check_usable()
+        if self.failed is not None or self._closing:
+            self._check_usable()
         ring = self._ring
         before = ring.durable_lsn
-        boundary = before - self._segment_start >= self._options.segment_size_bytes
+        boundary = before - self._segment_start >= self._segment_size_bytes
         if boundary:
             # The drain may see the batch before its appender goes on, and must not pass where the next segment begins.
             self._boundaries.append(before)
@@ -94,9 +97,9 @@ class RingLog(Log):
             raise
         if boundary:
             self._segment_start = start
-        held = end - self._drained
-        self._appended(len(batch), end - start, end - ring.reclaimed_lsn)
-        if held >= self._drain_at_bytes:
+        held = end - ring.reclaimed_lsn
+        self._appended(len(batch), end - start, held, self._data_bytes)
+        if end - self._drained >= self._drain_at_bytes:
             self._wake.set()
         return end
 
@@ -105,7 +108,7 @@ class RingLog(Log):
         return self._ring.durable_lsn
 
     def pressure(self) -> float:
-        return (self._ring.durable_lsn - self._ring.reclaimed_lsn) / self._ring.data_bytes
+        return (self._ring.durable_lsn - self._ring.reclaimed_lsn) / self._data_bytes
 
     def headroom(self) -> int:
         return self._ring.data_bytes - (self._ring.durable_lsn - self._ring.reclaimed_lsn)

@@ -75,7 +75,10 @@ def _admit(call_ids: Sequence[int], payloads: Sequence[bytes], check: Callable[[
 
 def admit_puts(call_ids: list[int], payloads: list[bytes], limit_bytes: int) -> Admitted:
     """Puts of a turn. Plain ones (a key and a value) need no parser."""
-    if all(map(simple_put, payloads)) and max(map(len, payloads)) <= limit_bytes:
+    for payload in payloads:
+        if not simple_put(payload) or len(payload) > limit_bytes:
+            break
+    else:
         return Admitted(call_ids, payloads, [])
 
     def check(payload: bytes) -> EtcdError | None:

@@ -29,7 +29,7 @@ from .messages import Flag, Message, MessageType
 from .progress import Progress
 from .reads import ForwardedReads, LeaderReads, ReadFailure, ReadFailureReason, ReadState
 from .ready import FetchRequest, RejectedProposal, Snapshot
-from .types import NO_MEMBER, Config, Entry, EntryType, HardState, Role
+from .types import CONFIG, LEADER, NO_MEMBER, Config, Entry, HardState, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Core(ABC):
         self.eager = False
         """Whether somebody waits here for what is committed (a client, a watcher); the caller sets it at any time."""
         for entry in initial.entries:
-            if entry.type == EntryType.CONFIG and entry.index > initial.base_configuration_index:
+            if entry.type == CONFIG and entry.index > initial.base_configuration_index:
                 self._configurations.append((entry.index, Configuration.decode(entry.data)))
         self._trim_configurations()
         self._set_members()
@@ -184,7 +184,7 @@ class Core(ABC):
     @property
     def is_leader(self) -> bool:
         """Whether this member leads, as far as it knows."""
-        return self.role == Role.LEADER
+        return self.role is LEADER
 
     @property
     def transferee(self) -> int:
@@ -247,7 +247,7 @@ class Core(ABC):
 
     def _become_follower(self, term: int, leader: int) -> None:
         """Follow `leader` (0: unknown) in `term`."""
-        if term > self.term or self.role == Role.LEADER:
+        if term > self.term or self.role is LEADER:
             self._set_leader(NO_MEMBER)
         self._set_term(term)
         self._leave_role()
@@ -277,7 +277,7 @@ class Core(ABC):
         self._log.append(entries)
         found = False
         for entry in entries:
-            if entry.type == EntryType.CONFIG:
+            if entry.type == CONFIG:
                 self._append_configuration(entry.index, Configuration.decode(entry.data))
                 found = True
         if found:
@@ -291,7 +291,7 @@ class Core(ABC):
 
     def _truncate_log(self, first: int) -> None:
         """Drop entries from `first` on; a configuration among them gives way to the one before it (M8)."""
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             raise InvariantViolation(Invariant.LEADER_APPEND_ONLY, f"truncation at {first} in term {self.term}")
         self._log.truncate(first)
         if self.configuration_index >= first:
@@ -306,7 +306,7 @@ class Core(ABC):
 
     def _set_members(self) -> None:
         """Adapt to the configuration in force: a leader follows the progress of exactly its members."""
-        if self.role != Role.LEADER:
+        if self.role is not LEADER:
             return
         ids = self.configuration.ids | {self.id}
         for member in sorted(ids.difference(self._progress)):
@@ -321,7 +321,7 @@ class Core(ABC):
     def _advance_commit(self, index: int) -> None:
         """Move the commit index and what hangs on it at every member."""
         log = self._log
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             size = sum(entry.size_bytes for entry in log.slice(log.committed + 1, index, 1 << 62))
             self._uncommitted_bytes = max(0, self._uncommitted_bytes - size)
         log.commit_to(index)

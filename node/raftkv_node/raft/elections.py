@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .invariants import Invariant, invariant
 from .membership import Membership
-from .messages import Flag, Message, MessageType
+from .messages import REJECT, Flag, Message, MessageType
 from .progress import Progress
 from .quorum import VoteResult, has_majority, joint_count_votes
-from .types import NO_MEMBER, EntryType, Role
+from .types import LEADER, NO_MEMBER, EntryType, Role
 
 
 class Elections(Membership):
@@ -18,7 +18,7 @@ class Elections(Membership):
     def tick(self) -> None:
         """One unit of time has passed."""
         self._tick += 1
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             self._tick_leader()
             return
         self._election_elapsed += 1
@@ -50,13 +50,13 @@ class Elections(Membership):
         """Whether this member heard a leader so recently that nobody should be elected (thesis 4.2.3)."""
         if not self.config.check_quorum or self.leader_id == NO_MEMBER:
             return False
-        return self.role == Role.LEADER or self._election_elapsed < self.config.election_ticks
+        return self.role is LEADER or self._election_elapsed < self.config.election_ticks
 
     # -- campaigning -----------------------------------------------------------------------------------------
 
     def campaign(self) -> None:
         """Try to become leader now, as after an election timeout. Nothing happens if this member may not, or leads."""
-        if self.role != Role.LEADER and self._promotable():
+        if self.role is not LEADER and self._promotable():
             self._campaign_first()
 
     def _campaign_first(self) -> None:
@@ -91,7 +91,7 @@ class Elections(Membership):
     def _vote_durable(self, term: int, vote: int) -> None:
         """(term, vote) is durable: a candidate's own vote counts from now on."""
         self._durable_term, self._durable_vote = term, vote
-        if self.role == Role.CANDIDATE and term == self.term and vote == self.id and self.id not in self._votes:
+        if self.role is Role.CANDIDATE and term == self.term and vote == self.id and self.id not in self._votes:
             self._record_vote(self.id, True)
 
     def _record_vote(self, voter: int, granted: bool) -> None:
@@ -99,7 +99,7 @@ class Elections(Membership):
         self._votes.setdefault(voter, granted)
         configuration = self.configuration
         result = joint_count_votes(configuration.voters, configuration.voters_outgoing, self._votes)
-        if result == VoteResult.WON and self.role == Role.PRE_CANDIDATE:
+        if result == VoteResult.WON and self.role is Role.PRE_CANDIDATE:
             self._campaign_vote(force=False)
         elif result == VoteResult.WON:
             self._become_leader()
@@ -108,7 +108,7 @@ class Elections(Membership):
 
     def _become_leader(self) -> None:
         """Lead this term: nothing is known of the others, and an empty entry makes the commit index known."""
-        won = self.role == Role.CANDIDATE and (self._durable_term, self._durable_vote) == (self.term, self.id)
+        won = self.role is Role.CANDIDATE and (self._durable_term, self._durable_vote) == (self.term, self.id)
         invariant(
             Invariant.ELECTION_SAFETY, won, f"leader of term {self.term} as {self.role.name} without a durable vote"
         )
@@ -160,7 +160,7 @@ class Elections(Membership):
     def _handle_vote_response(self, message: Message) -> None:
         expected = Role.PRE_CANDIDATE if message.type == MessageType.PRE_VOTE_RESPONSE else Role.CANDIDATE
         if self.role == expected:
-            self._record_vote(message.sender, not message.flags & Flag.REJECT)
+            self._record_vote(message.sender, not message.flags & REJECT)
 
     # -- leadership transfer ---------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class Elections(Membership):
         Returns whether a transfer to the target is under way (False: this member does not lead, or the target is
         itself or no voter).
         """
-        if self.role != Role.LEADER or target == self.id or target not in self.configuration.voters:
+        if self.role is not LEADER or target == self.id or target not in self.configuration.voters:
             return False
         if self._transferee != target:
             self._transferee = target

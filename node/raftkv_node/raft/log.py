@@ -17,25 +17,36 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, final
+
+from mypy_extensions import mypyc_attr
 
 from .invariants import Invariant, InvariantViolation, invariant
 from .messages import EntryBlock
 from .types import Entry
 
-UNKNOWN_TERM = -1
+UNKNOWN_TERM: Final = -1
 """The term of an index that is outside the window: equal to no term."""
 
 
-class PendingWrite(NamedTuple):
+@final
+@mypyc_attr(acyclic=True)
+class PendingWrite:
     """A Ready whose persistence has not been reported. first = 0: it had no entries."""
 
-    number: int
-    first: int
-    last: int
-    last_term: int
-    term: int
-    vote: int
+    __slots__ = ("first", "last", "last_term", "number", "term", "vote")
+
+    def __init__(self, number: int, first: int, last: int, last_term: int, term: int, vote: int) -> None:
+        self.number: Final = number
+        self.first: Final = first
+        self.last: Final = last
+        self.last_term: Final = last_term
+        self.term: Final = term
+        self.vote: Final = vote
+
+    def without_entries(self) -> PendingWrite:
+        """Of what it asked for, term and vote alone."""
+        return PendingWrite(self.number, 0, 0, 0, self.term, self.vote)
 
 
 class Log:
@@ -146,7 +157,7 @@ class Log:
         self._entries = []
         self.window_bytes = 0
         self._block = None
-        self._pending = deque([write._replace(first=0, last=0, last_term=0) for write in self._pending])
+        self._pending = deque([write.without_entries() for write in self._pending])
         self.base_index, self.base_term = index, term
         self.last_index = index
         self.committed = self.applying = self.emitted = index

@@ -10,7 +10,7 @@ from .invariants import Invariant, invariant
 from .messages import Message, MessageType
 from .quorum import has_majority
 from .reading import Reading
-from .types import NO_MEMBER, EntryType, ProposalRef, Role
+from .types import LEADER, NO_MEMBER, EntryType, ProposalRef
 
 
 class Membership(Reading):
@@ -23,7 +23,7 @@ class Membership(Reading):
         Raises `NotLeaderError`, `ProposalPausedError` (a transfer runs) or `ChangeRefusedError`: CHANGE_IN_FLIGHT,
         NO_OWN_TERM_COMMIT, STALE_CONFIGURATION, DEAD_QUORUM, INVALID_CHANGE.
         """
-        if self.role != Role.LEADER:
+        if self.role is not LEADER:
             raise NotLeaderError(self.leader_id)
         if self._transferee:
             raise ProposalPausedError(ProposalReason.TRANSFERRING, f"leadership moves to {self._transferee:x}")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
+from typing import Final
 
 from .invariants import Invariant, InvariantViolation
 
-NEVER = -(1 << 62)
+NEVER: Final = -(1 << 62)
 """A tick before all others."""
 
 
@@ -22,6 +23,12 @@ class ProgressState(IntEnum):
     PROBE = 0
     REPLICATE = 1
     SNAPSHOT = 2
+
+
+# For comparisons, as in types.py.
+PROBE: Final = ProgressState.PROBE
+REPLICATE: Final = ProgressState.REPLICATE
+SNAPSHOT: Final = ProgressState.SNAPSHOT
 
 
 class Progress:
@@ -52,7 +59,7 @@ class Progress:
         """Highest index that the member acknowledged as durable to this leader in this term (M15)."""
         self.next = next_index
         """Index of the next entry to send."""
-        self.state = ProgressState.PROBE
+        self.state: ProgressState = PROBE
         self.probe_sent = False
         """In PROBE: an append is under way. In REPLICATE with full limits: the one empty append was sent."""
         self.inflight: deque[tuple[int, int]] = deque()
@@ -97,7 +104,7 @@ class Progress:
 
     def become_probe(self) -> None:
         """Forget what is under way and look for the point of agreement again."""
-        self.state = ProgressState.PROBE
+        self.state = PROBE
         self.pending_snapshot = 0
         self.next = self.match + 1
         self.probe_sent = False
@@ -107,12 +114,12 @@ class Progress:
     def become_snapshot(self) -> None:
         """What the member needs next is not in the log any more."""
         self.become_probe()
-        self.state = ProgressState.SNAPSHOT
+        self.state = SNAPSHOT
         self.pending_snapshot = 0
 
     def become_replicate(self) -> None:
         """The logs agree up to `match`: send ahead from there."""
-        self.state = ProgressState.REPLICATE
+        self.state = REPLICATE
         self.pending_snapshot = 0
         self.next = self.match + 1
         self.probe_sent = False
@@ -121,12 +128,12 @@ class Progress:
 
     def rejected(self, index: int, hint: int) -> bool:
         """The member lacks the entry before an append, at `index`, and might agree at `hint`. False: old news."""
-        if self.state == ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             if index <= self.match:
                 return False
             self.become_probe()
             return True
-        if self.state == ProgressState.SNAPSHOT or self.next - 1 != index:
+        if self.state is SNAPSHOT or self.next - 1 != index:
             return False
         self.next = max(min(index, hint + 1), self.match + 1)
         self.probe_sent = False
@@ -135,7 +142,7 @@ class Progress:
     def sent(self, last_index: int, last_term: int, size_bytes: int) -> None:
         """An append with entries up to (last_term, last_index) is on its way."""
         self.sent_index, self.sent_term = last_index, last_term
-        if self.state == ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             self.next = last_index + 1
             self.inflight.append((last_index, size_bytes))
             self.inflight_bytes += size_bytes

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from enum import Enum
+from typing import Final
 
-NO_LIMIT = (1 << 64) - 1
+NO_LIMIT: Final = (1 << 64) - 1
 """What an empty voter set has agreed on: everything."""
 
 

@@ -19,19 +19,19 @@ calls give the same output.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .configuration import Configuration
 from .core import InitialState
 from .elections import Elections
 from .errors import NotLeaderError, ProposalError, ProposalPausedError, ProposalReason
 from .invariants import Invariant, InvariantViolation, invariant
-from .messages import Flag, Message, MessageType
+from .messages import APPEND, APPEND_RESPONSE, REJECT, Flag, Message, MessageType
 from .progress import NEVER, ProgressState
 from .ready import ConfigurationInForce, Ready, RejectedProposal, SoftState
-from .types import NO_MEMBER, Config, Entry, EntryType, HardState, ProposalRef, Role
+from .types import LEADER, NO_MEMBER, Config, EntryType, HardState, ProposalRef, Role
 
-_NONE: Sequence[Entry] = ()
+_NO_MESSAGES: Final[Sequence[Message]] = ()
 _FROM_LEADER = frozenset((MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT))
 _VOTE_REQUESTS = frozenset((MessageType.PRE_VOTE, MessageType.VOTE))
 
@@ -106,13 +106,19 @@ class Raft(Elections):
             return
         if message.term != self.term and not self._settle_term(message):
             return
-        if message.type in _FROM_LEADER:
+        kind = message.type
+        if kind == APPEND_RESPONSE:
+            self._handle_append_response(message)
+            return
+        if kind == APPEND or kind in _FROM_LEADER:
             self._hear_leader(message)
-        self._handlers[message.type](message)
+        self._handlers[kind](message)
 
     def _is_removed(self, message: Message) -> bool:
         """M4: whether the sender's removal is committed here. The leader that was removed is heard to its last word."""
         removed = self._configurations[0][1].removed
+        if not removed:
+            return False
         return message.sender in removed and not (message.sender == self.leader_id and message.term == self.term)
 
     def _settle_term(self, message: Message) -> bool:
@@ -125,7 +131,7 @@ class Raft(Elections):
             return False
         if kind == MessageType.PRE_VOTE:
             return True
-        if kind == MessageType.PRE_VOTE_RESPONSE and not message.flags & Flag.REJECT:
+        if kind == MessageType.PRE_VOTE_RESPONSE and not message.flags & REJECT:
             return message.term == self.term + 1
         self._become_follower(message.term, NO_MEMBER)
         return True
@@ -142,21 +148,21 @@ class Raft(Elections):
 
     def _hear_leader(self, message: Message) -> None:
         """An append or heartbeat of this term: its sender leads."""
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             detail = f"term {self.term}: {self.id:x} and {message.sender:x}"
             raise InvariantViolation(Invariant.ELECTION_SAFETY, detail)
-        if self.role != Role.FOLLOWER:
+        if self.role is not Role.FOLLOWER:
             self._become_follower(self.term, message.sender)
         elif self.leader_id != message.sender:
             self._set_leader(message.sender)
         self._election_elapsed = 0
 
     def _handle_append_response(self, message: Message) -> None:
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             super()._handle_append_response(message)
 
     def _handle_heartbeat_response(self, message: Message) -> None:
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             super()._handle_heartbeat_response(message)
 
     # -- input: proposals ------------------------------------------------------------------------------------
@@ -167,7 +173,7 @@ class Raft(Elections):
         It is not committed yet, and may be lost with the lead. Raises `NotLeaderError` or `ProposalPausedError`
         (TRANSFERRING, UNCOMMITTED_LIMIT); then nothing was appended.
         """
-        if self.role != Role.LEADER:
+        if self.role is not LEADER:
             raise NotLeaderError(self.leader_id)
         if not data:
             raise ValueError("an empty entry is a leader's no-op, not a proposal")
@@ -186,7 +192,7 @@ class Raft(Elections):
         in what is applied. Raises `NotLeaderError` when no leader is known. If this member leads by now, it proposes
         (and raises what `propose` raises).
         """
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             self.propose(data)
             return
         if self.leader_id == NO_MEMBER:
@@ -264,7 +270,7 @@ class Raft(Elections):
         if completed is None:
             return
         self._vote_durable(completed.term, completed.vote)
-        if self.role == Role.LEADER and self._log.durable > before:
+        if self.role is LEADER and self._log.durable > before:
             self._update_own_match()
 
     def applied(self, index: int) -> None:
@@ -328,36 +334,40 @@ class Raft(Elections):
             self._messages.extend(self._messages_after)
             self._messages_after = []
         self._last_hard_state = hard_state
-        committed = log.take_committed(self._apply_limit(), self.config.max_apply_bytes)
+        messages, after = self._messages, self._messages_after
+        if messages:
+            self._messages = []
+        if after:
+            self._messages_after = []
         ready = Ready(
             self._number,
             must_sync,
-            hard_state if hard_state != previous else None,
+            hard_state if changed or previous.commit != hard_state.commit else None,
             entries,
-            self._messages,
-            self._messages_after,
-            committed,
-            self._read_states,
-            self._read_failures,
-            self._rejected_proposals,
-            self._fetch_requests,
-            self._take_soft_state(),
-            self._take_configuration(),
-            snapshot,
-            self._snapshot_requests,
-            self._snapshot_messages,
+            messages or _NO_MESSAGES,
+            after or _NO_MESSAGES,
+            log.take_committed(self._apply_limit(), self.config.max_apply_bytes),
         )
-        self._messages, self._messages_after = [], []
-        self._read_states, self._read_failures = [], []
-        self._rejected_proposals, self._fetch_requests = [], []
-        self._snapshot_requests, self._snapshot_messages = [], []
+        ready.snapshot = snapshot
+        if self._has_news():
+            self._tell_news(ready)
         return ready
+
+    def _tell_news(self, ready: Ready) -> None:
+        """Hand over what is seldom there."""
+        ready.soft_state, ready.configuration = self._take_soft_state(), self._take_configuration()
+        ready.read_states, self._read_states = self._read_states, []
+        ready.read_failures, self._read_failures = self._read_failures, []
+        ready.rejected_proposals, self._rejected_proposals = self._rejected_proposals, []
+        ready.fetch_requests, self._fetch_requests = self._fetch_requests, []
+        ready.snapshot_requests, self._snapshot_requests = self._snapshot_requests, []
+        ready.snapshot_messages, self._snapshot_messages = self._snapshot_messages, []
 
     def _flush(self) -> None:
         """End of a turn: turn what was marked into messages."""
         self._flush_needed = False
         self._flush_reads()
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             self._send_appends()
         self._telling_commit = False
 

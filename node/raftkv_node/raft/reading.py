@@ -6,7 +6,7 @@ from .messages import Message, MessageType
 from .quorum import joint_agreed_value
 from .reads import ReadBatch, ReadFailureReason, ReadRequest, ReadState
 from .snapshots import Snapshots
-from .types import NO_MEMBER, Role
+from .types import LEADER, NO_MEMBER
 
 
 class Reading(Snapshots):
@@ -18,12 +18,12 @@ class Reading(Snapshots):
         The answer is a `ReadState` with this context in a later Ready, or a `ReadFailure`; exactly one of them. A
         leader that commits nothing of its own term yet keeps the read until it does. Use a new context for each try.
         """
-        waiting = self._reads.count if self.role == Role.LEADER else self._forwarded_reads.count
-        if self.role != Role.LEADER and self.leader_id == NO_MEMBER:
+        waiting = self._reads.count if self.role is LEADER else self._forwarded_reads.count
+        if self.role is not LEADER and self.leader_id == NO_MEMBER:
             self._fail_reads((context,), ReadFailureReason.NO_LEADER)
         elif waiting >= self.config.max_pending_reads:
             self._fail_reads((context,), ReadFailureReason.OVERLOADED)
-        elif self.role == Role.LEADER:
+        elif self.role is LEADER:
             self._reads.unsealed.append(ReadRequest(NO_MEMBER, 0, context))
             self._flush_needed = True
         else:
@@ -32,7 +32,7 @@ class Reading(Snapshots):
 
     def _flush_reads(self) -> None:
         """End of a turn: start a round for the turn's reads, or forward them."""
-        if self.role == Role.LEADER:
+        if self.role is LEADER:
             if self._reads.unsealed and self._may_serve_reads():
                 self._reads.seal(self._next_read_round(), self._log.committed)
                 if self._sent_to:
@@ -79,7 +79,7 @@ class Reading(Snapshots):
 
     def _handle_read_index(self, message: Message) -> None:
         """A member forwards reads. A leader that cannot take them says nothing: they time out there."""
-        if self.role == Role.LEADER and self._reads.count < self.config.max_pending_reads:
+        if self.role is LEADER and self._reads.count < self.config.max_pending_reads:
             self._reads.unsealed.append(ReadRequest(message.sender, message.sequence, b""))
             self._flush_needed = True
             progress = self._progress.get(message.sender)

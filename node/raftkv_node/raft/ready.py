@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
+
+from mypy_extensions import mypyc_attr
 
 from .configuration import Configuration
 from .errors import ProposalReason
@@ -56,7 +58,9 @@ class ConfigurationInForce(NamedTuple):
     configuration: Configuration
 
 
-class Ready(NamedTuple):
+@final
+@mypyc_attr(acyclic=True)
+class Ready:
     """One turn's output. Readys are worked off in order; `docs/raft.md` has the contract step by step.
 
     1. Persist `hard_state` and `entries`, in one batch; entries replace whatever stands at their first index and above.
@@ -76,22 +80,52 @@ class Ready(NamedTuple):
     `snapshot_messages`: SNAPSHOT and SNAPSHOT_RESPONSE messages that the core lets through, for the caller's transfers.
     """
 
-    number: int
-    must_sync: bool
-    hard_state: HardState | None
-    entries: Sequence[Entry]
-    messages: Sequence[Message]
-    messages_after_persist: Sequence[Message]
-    committed_entries: Sequence[Entry]
-    read_states: Sequence[ReadState]
-    read_failures: Sequence[ReadFailure]
-    rejected_proposals: Sequence[RejectedProposal]
-    fetch_requests: Sequence[FetchRequest]
-    soft_state: SoftState | None
-    configuration: ConfigurationInForce | None
-    snapshot: Snapshot | None = None
-    snapshot_requests: Sequence[int] = ()
-    snapshot_messages: Sequence[Message] = ()
+    __slots__ = (
+        "committed_entries",
+        "configuration",
+        "entries",
+        "fetch_requests",
+        "hard_state",
+        "messages",
+        "messages_after_persist",
+        "must_sync",
+        "number",
+        "read_failures",
+        "read_states",
+        "rejected_proposals",
+        "snapshot",
+        "snapshot_messages",
+        "snapshot_requests",
+        "soft_state",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        must_sync: bool,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        messages: Sequence[Message],
+        messages_after_persist: Sequence[Message],
+        committed_entries: Sequence[Entry],
+    ) -> None:
+        self.number = number
+        self.must_sync = must_sync
+        self.hard_state = hard_state
+        self.entries = entries
+        self.messages = messages
+        self.messages_after_persist = messages_after_persist
+        self.committed_entries = committed_entries
+        # what most turns have nothing of; the core sets it before it hands the Ready out
+        self.read_states: Sequence[ReadState] = ()
+        self.read_failures: Sequence[ReadFailure] = ()
+        self.rejected_proposals: Sequence[RejectedProposal] = ()
+        self.fetch_requests: Sequence[FetchRequest] = ()
+        self.soft_state: SoftState | None = None
+        self.configuration: ConfigurationInForce | None = None
+        self.snapshot: Snapshot | None = None
+        self.snapshot_requests: Sequence[int] = ()
+        self.snapshot_messages: Sequence[Message] = ()
 
     def commit_in_front(self, commit: int, written: int) -> int:
         """The highest commit index, up to `commit`, that may stand in front of this batch's entries or snapshot.

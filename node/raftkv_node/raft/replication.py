@@ -12,11 +12,11 @@ from .core import Core
 from .errors import LostLogError
 from .invariants import Invariant, InvariantViolation, invariant
 from .log import UNKNOWN_TERM
-from .messages import NO_ENTRIES, EntryBlock, Flag, Message, MessageType
-from .progress import Progress, ProgressState
+from .messages import APPEND, APPEND_RESPONSE, EAGER, NO_ENTRIES, QUIET, REJECT, EntryBlock, Message, MessageType
+from .progress import PROBE, REPLICATE, SNAPSHOT, Progress
 from .quorum import NO_LIMIT, joint_agreed_value, majority
 from .ready import FetchRequest
-from .types import Entry, EntryType, ProposalRef, Role
+from .types import LEADER, Entry, EntryType, ProposalRef
 
 
 class Replication(Core):
@@ -40,11 +40,7 @@ class Replication(Core):
         for member in self._sent_to:
             progress = self._progress[member]
             # mostly a member in step has all, and a turn in which others answered must not cost more for it
-            if (
-                progress.next <= last_index
-                or progress.state != ProgressState.REPLICATE
-                or self._commit_is_news(progress)
-            ):
+            if progress.next <= last_index or progress.state is not REPLICATE or self._commit_is_news(progress):
                 while self._send_append(member, progress):
                     pass
 
@@ -54,25 +50,23 @@ class Replication(Core):
         `force` sends an empty append even if nothing is new and even past the limits: its answer shows what is lost.
         """
         log = self._log
-        if progress.state == ProgressState.SNAPSHOT or (
-            progress.state == ProgressState.PROBE and progress.probe_sent and not force
-        ):
+        if progress.state is SNAPSHOT or (progress.state is PROBE and progress.probe_sent and not force):
             return False
         full = progress.full(self.config.max_inflight_messages, self.config.max_inflight_bytes)
-        wanted = progress.next <= log.last_index and not (full and progress.state == ProgressState.REPLICATE)
-        if not (wanted or force or progress.state == ProgressState.PROBE or self._commit_is_news(progress)):
+        wanted = progress.next <= log.last_index and not (full and progress.state is REPLICATE)
+        if not (wanted or force or progress.state is PROBE or self._commit_is_news(progress)):
             return False
         if progress.next <= self._unreachable_index():
             self._need_snapshot(member, progress)
             return False
         previous_term = self._previous_term(progress)
         if previous_term == UNKNOWN_TERM or (wanted and progress.next <= log.base_index):
-            if wanted or progress.state == ProgressState.PROBE:
+            if wanted or progress.state is PROBE:
                 self._fetch(member, progress)
             return False
         block = log.block(progress.next, self.config.max_append_bytes) if wanted else NO_ENTRIES
         self._send_block(member, progress, previous_term, block, quiet=not force)
-        return bool(block) and progress.state == ProgressState.REPLICATE and progress.next <= log.last_index
+        return bool(block) and progress.state is REPLICATE and progress.next <= log.last_index
 
     def _unreachable_index(self) -> int:
         """Entries up to here are not in the caller's log any more.
@@ -100,19 +94,18 @@ class Replication(Core):
         """Whether a member in step has not been told the commit index."""
         return (
             progress.sent_commit < self._log.committed
-            and progress.state == ProgressState.REPLICATE
+            and progress.state is REPLICATE
             and (progress.eager or self._telling_commit or not self.config.lazy_commit)
         )
 
     @property
     def commit_untold(self) -> bool:
         """Whether members in step have not been told the commit index of this leader (`Config.lazy_commit`)."""
-        if self.role != Role.LEADER or not self.config.lazy_commit:
+        if self.role is not LEADER or not self.config.lazy_commit:
             return False
         committed, known = self._log.committed, self._progress
         return any(
-            known[member].sent_commit < committed and known[member].state == ProgressState.REPLICATE
-            for member in self._sent_to
+            known[member].sent_commit < committed and known[member].state is REPLICATE for member in self._sent_to
         )
 
     def tell_commit(self) -> None:
@@ -125,10 +118,10 @@ class Replication(Core):
         """Send entries `progress.next`.. (or none) and count them as under way."""
         previous = progress.next - 1
         empty = not block.items
-        flags = Flag.QUIET if empty and quiet and progress.state == ProgressState.REPLICATE else 0
+        flags = QUIET if empty and quiet and progress.state is REPLICATE else 0
         self._send(
             Message(
-                MessageType.APPEND,
+                APPEND,
                 self.id,
                 member,
                 self.term,
@@ -144,7 +137,7 @@ class Replication(Core):
         progress.sent_commit = self._log.committed
         if not empty:
             progress.sent(block.items[-1].index, block.items[-1].term, block.size_bytes)
-        elif progress.state == ProgressState.PROBE:
+        elif progress.state is PROBE:
             progress.probe_sent = True
 
     def _fetch(self, member: int, progress: Progress) -> None:
@@ -159,14 +152,14 @@ class Replication(Core):
         An answer that is not waited for any more (another term, the member moved on) is dropped.
         """
         progress = self._progress.get(peer)
-        if self.role != Role.LEADER or progress is None or progress.fetching != first:
+        if self.role is not LEADER or progress is None or progress.fetching != first:
             return
         progress.fetching = 0
         self._flush_needed = True
         block = EntryBlock(entries)
         self._check_fetched(first, previous_term, block)
         full = progress.full(self.config.max_inflight_messages, self.config.max_inflight_bytes)
-        if progress.next != first or (progress.state == ProgressState.REPLICATE and full) or progress.probe_sent:
+        if progress.next != first or (progress.state is REPLICATE and full) or progress.probe_sent:
             return
         self._send_block(peer, progress, previous_term, block)
 
@@ -232,23 +225,23 @@ class Replication(Core):
         progress = self._heard(message)
         if progress is None:
             return
-        if message.flags & Flag.REJECT:
+        if message.flags & REJECT:
             self._handle_rejection(message, progress)
             return
         if message.index > self._log.last_index:
             detail = f"{message.sender:x} acknowledges {message.index}, the leader's last is {self._log.last_index}"
             raise InvariantViolation(Invariant.LEADER_APPEND_ONLY, detail)
-        progress.eager = bool(message.flags & Flag.EAGER)
+        progress.eager = bool(message.flags & EAGER)
         advanced = progress.advance_match(message.index)
-        if progress.state == ProgressState.SNAPSHOT and self._follows_log(progress):
+        if progress.state is SNAPSHOT and self._follows_log(progress):
             progress.become_replicate()
-        if progress.state == ProgressState.PROBE and message.index >= progress.match:
+        if progress.state is PROBE and message.index >= progress.match:
             progress.become_replicate()
         progress.note_caught_up(self._log.last_index, self._tick)
         if advanced:
             if message.index > self._log.committed:  # otherwise a quorum has more already
                 self._maybe_commit()
-            if self.role == Role.LEADER:
+            if self.role is LEADER:
                 self._after_match(message.sender, progress)
         self._flush_needed = True
 
@@ -276,17 +269,17 @@ class Replication(Core):
             return
         progress.acked_sequence = max(progress.acked_sequence, message.sequence)
         progress.note_caught_up(self._log.last_index, self._tick)
-        if progress.state == ProgressState.PROBE:
+        if progress.state is PROBE:
             progress.probe_sent = False
             self._flush_needed = True
-        elif progress.state == ProgressState.REPLICATE and progress.match < self._log.last_index:
+        elif progress.state is REPLICATE and progress.match < self._log.last_index:
             # an append or its answer may be lost: an empty one shows it
             self._send_append(message.sender, progress, force=True)
 
     def report_unreachable(self, peer: int) -> None:
         """Messages to a peer were dropped: what is in flight to it may be lost."""
         progress = self._progress.get(peer)
-        if progress is not None and progress.state == ProgressState.REPLICATE:
+        if progress is not None and progress.state is REPLICATE:
             progress.become_probe()
             self._flush_needed = True
 
@@ -313,7 +306,7 @@ class Replication(Core):
         """How many members at least must acknowledge more before this leader can commit anything: whoever looks at
         fewer answers of members looks in vain. NO_LIMIT while nothing waits for them; 0 where no such number is known.
         """
-        if self.role != Role.LEADER:
+        if self.role is not LEADER:
             return 0
         log = self._log
         if log.committed == log.last_index:
@@ -368,13 +361,13 @@ class Replication(Core):
         commit = min(message.commit, verified)
         if commit > log.committed:
             self._advance_commit(commit)
-        if not message.flags & Flag.QUIET:
+        if not message.flags & QUIET:
             self._acknowledge(message, verified)
 
     def _acknowledge(self, message: Message, index: int) -> None:
         """Say that the log agrees with the leader's up to `index`, once it is durable."""
-        kind, flags = MessageType.APPEND_RESPONSE, Flag.EAGER if self.eager else 0
-        self._send_after_persist(Message(kind, self.id, message.sender, self.term, index=index, flags=flags))
+        flags = EAGER if self.eager else 0
+        self._send_after_persist(Message(APPEND_RESPONSE, self.id, message.sender, self.term, index=index, flags=flags))
 
     def _reject_append(self, message: Message) -> None:
         """Say that the entry before the append is missing, and where the logs may agree."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from .invariants import Invariant, InvariantViolation
 from .messages import Flag, Message, MessageType
-from .progress import ProgressState
+from .progress import SNAPSHOT
 from .ready import Snapshot
 from .replication import Replication
-from .types import NO_MEMBER, Role
+from .types import LEADER, NO_MEMBER, Role
 
 
 class Snapshots(Replication):
@@ -26,12 +26,12 @@ class Snapshots(Replication):
     def awaits_snapshot(self, peer: int) -> bool:
         """Whether this leader still wants a snapshot to be sent to the member."""
         progress = self._progress.get(peer)
-        return progress is not None and progress.state == ProgressState.SNAPSHOT
+        return progress is not None and progress.state is SNAPSHOT
 
     def snapshot_started(self, peer: int, index: int) -> bool:
         """The caller sends the member a snapshot of all up to `index`. False: it is not wanted any more."""
         progress = self._progress.get(peer)
-        if progress is None or progress.state != ProgressState.SNAPSHOT:
+        if progress is None or progress.state is not SNAPSHOT:
             return False
         progress.pending_snapshot = index
         return True
@@ -39,14 +39,14 @@ class Snapshots(Replication):
     def snapshot_failed(self, peer: int) -> None:
         """There is none, or it did not arrive: look again what the member has, after its next answer."""
         progress = self._progress.get(peer)
-        if progress is not None and progress.state == ProgressState.SNAPSHOT:
+        if progress is not None and progress.state is SNAPSHOT:
             progress.become_probe()
             progress.probe_sent = True
 
     def send_snapshot(self, peer: int, index: int, term: int, transfer: int, context: bytes, data: bytes) -> None:
         """Send a piece of a snapshot of all up to (term, index) to a member that waits for it."""
         progress = self._progress.get(peer)
-        if progress is None or progress.state != ProgressState.SNAPSHOT:
+        if progress is None or progress.state is not SNAPSHOT:
             return
         kind = MessageType.SNAPSHOT
         self._send(
@@ -66,7 +66,7 @@ class Snapshots(Replication):
 
     def _handle_snapshot_response(self, message: Message) -> None:
         """The member has taken a piece, or cannot use it: for the caller."""
-        if self.role == Role.LEADER and self._heard(message) is not None:
+        if self.role is LEADER and self._heard(message) is not None:
             self._snapshot_messages.append(message)
 
     # -- follower --------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class Snapshots(Replication):
         the snapshot is of no use. Neither term nor vote nor commit index goes back.
         """
         log = self._log
-        if self.role == Role.LEADER or snapshot.index <= log.committed:
+        if self.role is LEADER or snapshot.index <= log.committed:
             return False
         if self._has_committed(snapshot.index, snapshot.term):
             self._advance_commit(snapshot.index)
@@ -123,7 +123,7 @@ class Snapshots(Replication):
         lost = self._configurations[0][1].removed - snapshot.configuration.removed
         if lost:
             raise InvariantViolation(Invariant.REMOVED_NEVER_RETURNS, f"{sorted(lost)} in the snapshot")
-        if self.role != Role.FOLLOWER:
+        if self.role is not Role.FOLLOWER:
             self._become_follower(self.term, NO_MEMBER)
         log.restore(snapshot.index, snapshot.term)
         self._configurations = [(snapshot.configuration_index, snapshot.configuration)]

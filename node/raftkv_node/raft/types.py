@@ -5,13 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, final
 
-NO_MEMBER = 0
+from mypy_extensions import mypyc_attr
+
+NO_MEMBER: Final = 0
 """The id that no member has: no vote given, no leader known."""
 
-ENTRY_OVERHEAD_BYTES = 16
+ENTRY_OVERHEAD_BYTES: Final = 16
 """Counted for each entry beside its data, so that a flood of empty entries meets the limits, too."""
+
+
+@mypyc_attr(acyclic=True)
+class Value:
+    """What is never changed once it is made: equal, and hashed, by its fields.
+
+    A named tuple would say the same in a line, but is made by interpreted code and read through descriptors, also
+    where the module is compiled (`docs/decisions/0007-compiled-turn.md`). *Acyclic*: no field leads back to the value,
+    so that the garbage collector never looks at one.
+    """
+
+    __slots__ = ()
+
+    def fields(self) -> tuple[object, ...]:
+        """All fields, in the order in which the constructor takes them."""
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Value) and type(self) is type(other) and self.fields() == other.fields()
+
+    def __hash__(self) -> int:
+        return hash(self.fields())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.fields()!r}"
 
 
 class EntryType(IntEnum):
@@ -21,29 +48,46 @@ class EntryType(IntEnum):
     CONFIG = 1
 
 
-class Entry(NamedTuple):
+CONFIG: Final = int(EntryType.CONFIG)
+"""`EntryType.CONFIG` for comparisons: the lookup of an enumeration's member costs more than the rest of them."""
+
+
+@final
+@mypyc_attr(acyclic=True)
+class Entry(Value):
     """One entry of the log. NORMAL data is opaque (a whole batch of client requests); empty data is a leader's no-op.
 
     CONFIG data is an encoded, complete `Configuration`.
     """
 
-    term: int
-    index: int  # type: ignore[assignment]  # the field hides tuple.index
-    type: int
-    data: bytes
+    __slots__ = ("data", "index", "size_bytes", "term", "type")
 
-    @property
-    def size_bytes(self) -> int:
+    def __init__(self, term: int, index: int, type: int, data: bytes) -> None:
+        self.term: Final = term
+        self.index: Final = index
+        self.type: Final = type
+        self.data: Final = data
+        self.size_bytes: Final = len(data) + ENTRY_OVERHEAD_BYTES
         """What the entry counts against limits."""
-        return len(self.data) + ENTRY_OVERHEAD_BYTES
+
+    def fields(self) -> tuple[object, ...]:
+        return self.term, self.index, self.type, self.data
 
 
-class HardState(NamedTuple):
+@final
+@mypyc_attr(acyclic=True)
+class HardState(Value):
     """What must survive a crash (D5). `commit` saves work at restart; only term and vote carry safety."""
 
-    term: int = 0
-    vote: int = NO_MEMBER
-    commit: int = 0
+    __slots__ = ("commit", "term", "vote")
+
+    def __init__(self, term: int = 0, vote: int = NO_MEMBER, commit: int = 0) -> None:
+        self.term: Final = term
+        self.vote: Final = vote
+        self.commit: Final = commit
+
+    def fields(self) -> tuple[object, ...]:
+        return self.term, self.vote, self.commit
 
 
 class Role(IntEnum):
@@ -55,12 +99,24 @@ class Role(IntEnum):
     LEADER = 3
 
 
-class ProposalRef(NamedTuple):
+LEADER: Final = Role.LEADER
+"""For comparisons, as `CONFIG`."""
+
+
+@final
+@mypyc_attr(acyclic=True)
+class ProposalRef(Value):
     """Where a proposal stands in the log. It is committed if an entry of this term is applied at this index, and lost
     for ever if an entry of another term is."""
 
-    term: int
-    index: int  # type: ignore[assignment]  # the field hides tuple.index
+    __slots__ = ("index", "term")
+
+    def __init__(self, term: int, index: int) -> None:
+        self.term: Final = term
+        self.index: Final = index
+
+    def fields(self) -> tuple[object, ...]:
+        return self.term, self.index
 
 
 @dataclass(frozen=True, slots=True)

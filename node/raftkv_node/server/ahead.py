@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from queue import Full
 from time import monotonic
+from typing import Final
 
 from raftkv_node.raft import Entry, EntryType
 from raftkv_node.server.workers import Workers
@@ -22,17 +23,17 @@ from raftkv_node.store.ahead import Needs
 from raftkv_node.store.errors import CommandError
 from raftkv_node.store.store import Store
 
-MAX_ENTRIES_AHEAD = 64
+MAX_ENTRIES_AHEAD: Final = 64
 """Entries looked at before their turn; those beyond are looked at when others are applied, or when it is their turn."""
-MAX_FETCHES = 4
+MAX_FETCHES: Final = 4
 """Fetches on workers at a time, and one more for the entry whose turn it is. Each reads `AHEAD_ENTRY_BYTES` at most."""
-MAX_HELD_BYTES = 32 << 20
+MAX_HELD_BYTES: Final = 32 << 20
 """With so much fetched and not applied, nothing more is fetched but for the entry whose turn it is."""
-QUEUED_WAIT_SECONDS = 0.1
+QUEUED_WAIT_SECONDS: Final = 0.1
 """Apply waits so long for a worker to be free; checked in every turn, at the latest with each tick."""
-FETCH_WAIT_SECONDS = 5.0
+FETCH_WAIT_SECONDS: Final = 5.0
 """Apply waits so long for a read that a worker has begun: reading on the turn would wait for the same disk."""
-_MAX_ROUNDS = 2
+_MAX_ROUNDS: Final = 2
 
 
 class _Plan:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import islice
 from time import monotonic
+from typing import Final
 
 from raftkv_node.api.methods import Method
-from raftkv_node.raft import Configuration, Entry, EntryType
+from raftkv_node.raft import Configuration, Entry
+from raftkv_node.raft.types import CONFIG
 from raftkv_node.server.ahead import MAX_ENTRIES_AHEAD, Ahead
 from raftkv_node.server.answers import Answers
 from raftkv_node.server.metrics import Metrics
@@ -18,7 +20,7 @@ from raftkv_node.store.errors import EtcdError
 from raftkv_node.store.mvcc import RevisionEvents
 from raftkv_node.store.store import PendingCompaction, Result, Store
 
-METHOD_OF_KIND = {
+METHOD_OF_KIND: Final = {
     commands.PUT: int(Method.PUT),
     commands.DELETE_RANGE: int(Method.DELETE_RANGE),
     commands.TXN: int(Method.TXN),
@@ -48,6 +50,9 @@ class Applier:
         self._writes = writes
         self._answers = answers
         self._metrics = metrics
+        stages = metrics.stages
+        self._queue, self._append, self._replicate = stages["queue"], stages["append"], stages["replicate"]
+        self._quorum, self._applied, self._reply = stages["quorum"], stages["apply"], stages["reply"]
         self._ahead = ahead
         self._notify = notify
         self._count_origin = count_origin
@@ -89,7 +94,7 @@ class Applier:
 
     def _apply(self, entry: Entry, committed_at: float) -> None:
         store = self._store
-        if entry.type == EntryType.CONFIG:
+        if entry.type == CONFIG:
             removed = Configuration.decode(entry.data).removed
             store.apply_configuration(entry.index, entry.term, entry.data, sorted(removed - self._removed))
             self._removed = removed
@@ -123,10 +128,13 @@ class Applier:
         else:
             for call_id, kind, result in zip(call_ids, proposal.kinds, results, strict=True):
                 handled += self._answer_one(call_id, kind, result)
-        for kind, method in METHOD_OF_KIND.items():
-            number = proposal.kinds.count(kind)
-            if number:
-                self._metrics.handled(method, 0, number)
+        kinds = proposal.kinds
+        while kinds:  # once for each kind: nearly always for puts alone
+            kind = kinds[0]
+            left = kinds.translate(None, kinds[:1])
+            if kind in METHOD_OF_KIND:
+                self._metrics.handled(METHOD_OF_KIND[kind], 0, len(kinds) - len(left))
+            kinds = left
         self._count(proposal, committed_at, applied_at)
 
     def _answer_one(self, call_id: int, kind: int, result: Result) -> int:
@@ -145,16 +153,15 @@ class Applier:
     def _count(self, proposal: Proposal, committed_at: float, applied_at: float) -> None:
         """Add the entry's times to the stages; stages that it did not pass here count as nothing."""
         weight = len(proposal.call_ids)
-        stages = self._metrics.stages
         logged = proposal.logged or proposal.proposed
         durable = max(logged, proposal.durable)
         acknowledged = max(durable, proposal.acknowledged)
-        stages["queue"].add(logged - proposal.received, weight)
-        stages["append"].add(durable - logged, weight)
-        stages["replicate"].add(acknowledged - durable, weight)
-        stages["quorum"].add(max(0.0, committed_at - acknowledged), weight)
-        stages["apply"].add(applied_at - committed_at, weight)
-        stages["reply"].add(monotonic() - applied_at, weight)
+        self._queue.add(logged - proposal.received, weight)
+        self._append.add(durable - logged, weight)
+        self._replicate.add(acknowledged - durable, weight)
+        self._quorum.add(max(0.0, committed_at - acknowledged), weight)
+        self._applied.add(applied_at - committed_at, weight)
+        self._reply.add(monotonic() - applied_at, weight)
         self._metrics.commit.add(committed_at - proposal.received, weight)
 
     def finish_compactions(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from raftkv_node.raft import (
     ChangeRefusedError,
@@ -34,11 +35,11 @@ from raftkv_node.store.errors import (
     EtcdError,
 )
 
-ABORTED = 10
-FOREVER = 1 << 62
-MAX_LAG_ENTRIES = 100
+ABORTED: Final = 10
+FOREVER: Final = 1 << 62
+MAX_LAG_ENTRIES: Final = 100
 """M12: a member this many entries behind, or fewer, has caught up, if it has in time as well."""
-STANDBY_AFTER_TIMEOUTS = 2
+STANDBY_AFTER_TIMEOUTS: Final = 2
 """A learner without a vacancy becomes a standby when no change was made for so many election timeouts: while members
 come one after the other, the changes that bring them need not wait for this one."""
 

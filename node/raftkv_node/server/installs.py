@@ -141,7 +141,7 @@ class Installs:
         incoming.expected += len(message.data)
         incoming.queued_bytes += len(message.data)
         incoming.whole = bool(last)
-        incoming.queue.append((message._replace(data=b""), message.data))
+        incoming.queue.append((message.without_data(), message.data))
         self._metrics.snapshots.received_bytes += len(message.data)
         self._submit(lambda: self._write(incoming))
 

@@ -76,6 +76,7 @@ class Introductions:
         self._logger = logger
         self._founders = frozenset(founding.members) - {identity.member_id} if not identity.operated else frozenset()
         self._founds = bool(self._founders) and (recovered.fresh or not self._founders <= identity.bindings.keys())
+        self._founders_shown = not self._founders
         self._openings = openings
         self._told = Told()
         self._heard: dict[int, int] = {}
@@ -95,7 +96,9 @@ class Introductions:
     @property
     def _founders_known(self) -> bool:
         """M6: a founder by hand takes part once all founders have shown their disks."""
-        return self._founders <= self._identity.bindings.keys()
+        if not self._founders_shown:  # asked in every turn, and what was bound stays bound
+            self._founders_shown = self._founders <= self._identity.bindings.keys()
+        return self._founders_shown
 
     @property
     def generations(self) -> dict[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Full
 from time import monotonic
+from typing import Final
 
 from raftkv_node.api.kv import (
     Admitted,
@@ -29,9 +30,9 @@ from raftkv_node.store import commands
 from raftkv_node.store.errors import TOO_MANY_REQUESTS, EtcdError
 from raftkv_node.store.reads import ColdRead
 
-READS_PER_SLICE = 64
+READS_PER_SLICE: Final = 64
 """Reads that are answered before the clock is looked at."""
-_GROWING = frozenset({commands.PUT, commands.TXN})
+_GROWING: Final = frozenset({commands.PUT, commands.TXN})
 """Writes that may make the backend larger; at its quota they are refused."""
 
 Read = tuple[int, rpc_pb2.RangeRequest] | tuple[int, rpc_pb2.TxnRequest]

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol
 
 from raftkv_node.adr import PRESSURE_FULL, PRESSURE_SHRINK, Level, Log, LogOptions, Recovered
 from raftkv_node.adr import Identity as LogIdentity
@@ -62,17 +62,17 @@ from raftkv_node.store.errors import NO_LEADER, STOPPED, UNAVAILABLE, EtcdError
 from raftkv_node.store.snapshot import SnapshotSink, SnapshotSource
 from raftkv_node.store.store import Store
 
-MAX_APPLY_GAP = 5000
+MAX_APPLY_GAP: Final = 5000
 """Entries committed but not applied; beyond, new writes are answered with etcd's "too many requests"."""
-APPLY_BUDGET_SECONDS = 0.002
-SEGMENT_BYTES = 64 << 20
+APPLY_BUDGET_SECONDS: Final = 0.002
+SEGMENT_BYTES: Final = 64 << 20
 """Size of the log's segments, but at most a quarter of what the log may keep: it is released by whole segments."""
-PUBLISH_RETRY_SECONDS = 2.0
-COMMIT_NOTICE_SECONDS = 0.002
+PUBLISH_RETRY_SECONDS: Final = 2.0
+COMMIT_NOTICE_SECONDS: Final = 0.002
 """A commit that no append carries is told after this: a client that writes one thing after the other mostly writes
 again before, and the followers are spared a turn for each of its writes."""
-WAS_REMOVED = EtcdError(UNAVAILABLE, "raftkv: this member was removed from the cluster")
-_CONTEXT = struct.Struct("<Q")
+WAS_REMOVED: Final = EtcdError(UNAVAILABLE, "raftkv: this member was removed from the cluster")
+_CONTEXT: Final = struct.Struct("<Q")
 
 
 class Engine(Transport, StreamTransport, Protocol):
@@ -118,6 +118,8 @@ class Member:
             ID=identity.member_id, name=config.name, clientURLs=config.client_urls
         ).SerializeToString(deterministic=True)
         self._removed: frozenset[int] = frozenset()
+        self._settings: bytes | None = None
+        self._opened = False
         self._last_leader = 0
         self._log_alarms: frozenset[str] = frozenset()
         self._commit_told = 0
@@ -205,7 +207,11 @@ class Member:
     @property
     def opened(self) -> bool:
         """Whether clients are served (M2)."""
-        return bool(settings(self.configuration.settings).opened)
+        encoded = self.raft.configuration.settings
+        if encoded is not self._settings:  # asked for every batch of calls
+            self._settings = encoded
+            self._opened = settings(encoded).opened
+        return self._opened
 
     @property
     def leader_id(self) -> int:
@@ -377,10 +383,13 @@ class Member:
 
     @property
     def _accepting(self) -> bool:
-        """Whether proposals can be handed over now. While the lead is handed over, they wait."""
-        if self.leader_id == 0 or self._leader_refuses or self.raft.transferee:
-            return False
-        return self.log.pressure() < PRESSURE_FULL
+        """Whether proposals can be handed over now."""
+        return self._leader_accepts and self.log.pressure() < PRESSURE_FULL
+
+    @property
+    def _leader_accepts(self) -> bool:
+        """Whether the leader would take a proposal. While the lead is handed over, they wait."""
+        return not (self.raft.leader_id == 0 or self._leader_refuses or self.raft.transferee)
 
     @property
     def overloaded(self) -> bool:
@@ -390,9 +399,12 @@ class Member:
     def _propose(self, now: float) -> None:
         """Make one entry of the writes that wait, and hand it to the log or to the leader."""
         writes = self.writes
-        if not writes.may_propose() or not self._accepting:
+        if not writes.may_propose() or not self._leader_accepts:
             return
-        proposal = writes.take(now, small=self.log.pressure() >= PRESSURE_SHRINK)
+        pressure = self.log.pressure()
+        if pressure >= PRESSURE_FULL:
+            return
+        proposal = writes.take(now, small=pressure >= PRESSURE_SHRINK)
         data = commands.encode_batch(self.identity.member_id, proposal.first_seq, proposal.kinds, proposal.payloads)
         self.metrics.batch_requests.add(len(proposal.call_ids))
         proposal.proposed = monotonic()

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from prometheus_client import CollectorRegistry
@@ -46,21 +46,21 @@ from raftkv_node.store.errors import (
     EtcdError,
 )
 
-CAPTURED_METADATA = ("hasleader", "authorization")
+CAPTURED_METADATA: Final = ("hasleader", "authorization")
 _HAS_LEADER, _AUTHORIZATION = 0, 1
-WORKER_THREADS = 2
-FULL_BUFFER_POLL_SECONDS = 0.005
+WORKER_THREADS: Final = 2
+FULL_BUFFER_POLL_SECONDS: Final = 0.005
 """How often a full log buffer is tried again."""
-DEFERRED_SECONDS = 0.002
+DEFERRED_SECONDS: Final = 0.002
 """How long acknowledgements that can commit nothing wait for more, at most; a member that lags is sent more then."""
-MAX_DEFERRED_FRAMES = 1000
+MAX_DEFERRED_FRAMES: Final = 1000
 """So many of them do not wait any longer."""
-READ_BUDGET_SECONDS = 0.001
+READ_BUDGET_SECONDS: Final = 0.001
 """Time for reads in a turn; more of them wait for the next one."""
-NOT_OPEN = EtcdError(UNAVAILABLE, "raftkv: the cluster is not open to clients yet")
-NOT_STARTED = EtcdError(UNAVAILABLE, "raftkv: this node has no identity yet")
+NOT_OPEN: Final = EtcdError(UNAVAILABLE, "raftkv: the cluster is not open to clients yet")
+NOT_STARTED: Final = EtcdError(UNAVAILABLE, "raftkv: this node has no identity yet")
 
-_CLIENT_EVENTS = frozenset(
+_CLIENT_EVENTS: Final = frozenset(
     {
         _engine.EV_HTTP,
         _engine.EV_STREAM_OPEN,
@@ -69,8 +69,8 @@ _CLIENT_EVENTS = frozenset(
         _engine.EV_STREAM_DRAINED,
     }
 )
-KEY_SPACE = frozenset({Method.RANGE, Method.PUT, Method.DELETE_RANGE, Method.TXN, Method.COMPACT})
-_HEALTH_WATCHES = 10_000
+KEY_SPACE: Final = frozenset({Method.RANGE, Method.PUT, Method.DELETE_RANGE, Method.TXN, Method.COMPACT})
+_HEALTH_WATCHES: Final = 10_000
 """Open health streams; one more is refused."""
 
 

@@ -23,24 +23,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from raftkv_node import _engine
 from raftkv_node.config import parse_url
-from raftkv_node.raft import Flag, Message, MessageError, MessageType, decode_message, encode_message
+from raftkv_node.raft import Message, MessageError
+from raftkv_node.raft.messages import APPEND_RESPONSE, REJECT, frame_message, messages_of_frame
 from raftkv_node.server.hello import Hello, HelloError, HelloKind
 from raftkv_node.server.log import Logger, member
 from raftkv_node.server.metrics import ROUND_TRIP_BUCKETS, Histogram, Metrics
 from raftkv_node.server.resolver import Resolver
 
-_LENGTH = struct.Struct("<I")
-_REQUEST = struct.Struct("<QH")
-_RESPONSE = struct.Struct("<QB")
-_CLUSTER = struct.Struct("<Q")
-PING_INTERVAL_SECONDS = 5.0
-REFUSALS_REPEATED_SECONDS = 60.0
+_REQUEST: Final = struct.Struct("<QH")
+_RESPONSE: Final = struct.Struct("<QB")
+_CLUSTER: Final = struct.Struct("<Q")
+PING_INTERVAL_SECONDS: Final = 5.0
+REFUSALS_REPEATED_SECONDS: Final = 60.0
 """A refusal is logged once in so long: whoever is refused tries again many times a second."""
-MAX_REFUSALS_KEPT = 1000
+MAX_REFUSALS_KEPT: Final = 1000
 
 
 class FrameKind(IntEnum):
@@ -56,9 +56,11 @@ class FrameKind(IntEnum):
     ACKS = 8
 
 
-_RAFT, _ACKS = bytes((FrameKind.RAFT,)), bytes((FrameKind.ACKS,))
-_WITH_MESSAGES = frozenset((_RAFT, _ACKS))
-DEFERRABLE_FRAMES = (int(FrameKind.ACKS),)
+_RAFT_KIND: Final = int(FrameKind.RAFT)
+_ACKS_KIND: Final = int(FrameKind.ACKS)
+_RAFT: Final = bytes((FrameKind.RAFT,))
+_ACKS: Final = bytes((FrameKind.ACKS,))
+DEFERRABLE_FRAMES: Final = (int(FrameKind.ACKS),)
 """For the engine's ``deferrable_frames``."""
 
 
@@ -396,7 +398,8 @@ class Peers:
                 continue
             try:
                 for frame in frames:
-                    if frame[:1] in _WITH_MESSAGES:
+                    kind = frame[0]
+                    if kind in (_RAFT_KIND, _ACKS_KIND):
                         _take_messages(frame, sender, messages)
                     else:
                         self._take_other(connection, sender, frame, now)
@@ -442,23 +445,29 @@ class Peers:
         frames: dict[int, list[bytes]] = {}
         way = self._way
         for message in messages:
-            if message.to not in way:
-                self.dropped.add(message.to)
+            to = message.to
+            if to not in way:
+                self.dropped.add(to)
                 continue
-            data = encode_message(message)
-            parts = frames.get(message.to)
+            parts = frames.get(to)
             if parts is None:
-                parts = frames[message.to] = [_ACKS]
-            if message.type != MessageType.APPEND_RESPONSE or message.flags & Flag.REJECT:
+                frames[to] = parts = [_ACKS]
+            if message.type != APPEND_RESPONSE or message.flags & REJECT:
                 parts[0] = _RAFT
-            parts += (_LENGTH.pack(len(data)), data)
+            frame_message(message, parts)
         queued = [(way[to], b"".join(parts)) for to, parts in frames.items()]
-        for (connection, _), size in zip(queued, self._transport.peer_send(queued), strict=True):
+        sizes = self._transport.peer_send(queued)
+        assert len(sizes) == len(queued)
+        for at, size in enumerate(sizes):
             if size < 0:
-                sender = self._sender(connection) or 0
-                self.dropped.add(sender)
-                failures = self._metrics.peer_sent_failures
-                failures[sender] = failures.get(sender, 0) + 1
+                self._not_queued(queued[at][0])
+
+    def _not_queued(self, connection: int) -> None:
+        """Frames for a connection are lost."""
+        sender = self._sender(connection) or 0
+        self.dropped.add(sender)
+        failures = self._metrics.peer_sent_failures
+        failures[sender] = failures.get(sender, 0) + 1
 
     def tell(self, to: int, openings: bytes) -> None:
         """Tell a member what is stored here; what cannot be sent is asked for again by whoever waits for it."""
@@ -482,17 +491,10 @@ class Peers:
 
 def _take_messages(frame: bytes, sender: int, messages: list[Message]) -> None:
     """Append the messages of a frame. A member speaks for itself only: its hello proved nothing of others (M4)."""
-    offset, end = 1, len(frame)
-    while offset < end:
-        (length,) = _LENGTH.unpack_from(frame, offset)
-        offset += 4
-        if offset + length > end:
-            raise MessageError("a frame is cut short")
-        message = decode_message(frame[offset : offset + length])
+    for message in messages_of_frame(frame, 1):
         if message.sender != sender:
             raise MessageError(f"a message of member {message.sender:x}")
         messages.append(message)
-        offset += length
 
 
 def members_frame(cluster_id: int, configuration: bytes) -> bytes:

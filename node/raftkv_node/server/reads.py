@@ -14,16 +14,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Final
 
 from raftkv_node.raft import ReadFailureReason
 from raftkv_node.store.errors import TIMEOUT, TIMEOUT_WAITING_FOR_APPLIED_INDEX, TOO_MANY_REQUESTS, EtcdError
 
 Resume = Callable[[EtcdError | None], None]
 
-MAX_TRIES_IN_FLIGHT = 4
-MAX_WAITING_READS = 50_000
-RETRY_SECONDS = 0.5
-_CONTEXT = struct.Struct("<Q")
+MAX_TRIES_IN_FLIGHT: Final = 4
+MAX_WAITING_READS: Final = 50_000
+RETRY_SECONDS: Final = 0.5
+_CONTEXT: Final = struct.Struct("<Q")
 
 
 @dataclass(slots=True)

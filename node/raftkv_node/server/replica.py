@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Full
 from time import monotonic
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftkv_node._engine import RingFull
 from raftkv_node.adr import PRESSURE_FULL, Log, Record, Recovered, Refusal, Refused, records
@@ -25,21 +25,21 @@ from raftkv_node.raft import (
     FetchRequest,
     InitialState,
     Message,
-    MessageType,
     Raft,
     Ready,
     Snapshot,
 )
 from raftkv_node.raft import HardState as RaftHardState
+from raftkv_node.raft.messages import APPEND, APPEND_RESPONSE, VOTE_RESPONSE
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.workers import Workers
 from raftkv_node.store.store import Store
 
-WINDOW_BYTES = 16 << 20
+WINDOW_BYTES: Final = 16 << 20
 """Entries kept in memory for members that lag a little; more lag is served from the log's files."""
-WINDOW_ENTRIES = 20_000
+WINDOW_ENTRIES: Final = 20_000
 """The same bound in entries."""
-COMPACT_EVERY_ENTRIES = 1_000
+COMPACT_EVERY_ENTRIES: Final = 1_000
 
 
 class EntriesGone(Exception):
@@ -94,9 +94,8 @@ class Replica:
     def step(self, messages: Sequence[Message]) -> None:
         """Give the core the messages of this turn; remember whose acknowledgement completed a quorum."""
         raft = self.raft
-        full = self.log.pressure() >= PRESSURE_FULL
         for message in messages:
-            if message.type == MessageType.APPEND_RESPONSE:
+            if message.type == APPEND_RESPONSE:
                 before = raft.commit_index
                 raft.step(message)
                 if not message.reject:
@@ -105,9 +104,9 @@ class Replica:
                 if raft.commit_index != before:
                     completed = self._metrics.quorum_completed
                     completed[message.sender] = completed.get(message.sender, 0) + 1
-            elif not (full and message.type == MessageType.APPEND and message.entries.items):
+            elif not (message.type == APPEND and message.entries.items and self.log.pressure() >= PRESSURE_FULL):
                 raft.step(message)
-                if message.type == MessageType.VOTE_RESPONSE and not message.reject:
+                if message.type == VOTE_RESPONSE and not message.reject:
                     self._note_receipt(message)
 
     def _note_receipt(self, message: Message) -> None:
@@ -154,10 +153,10 @@ class Replica:
             return True
         batch = []
         if self._lazy_hard_state is not None:
-            term, vote, commit = self._lazy_hard_state
-            self._written_commit = ready.commit_in_front(commit, self._written_commit)
-            batch.append(records.hard_state(term, vote, self._written_commit))
-            if self._written_commit == commit:
+            wanted = self._lazy_hard_state
+            self._written_commit = ready.commit_in_front(wanted.commit, self._written_commit)
+            batch.append(records.hard_state(wanted.term, wanted.vote, self._written_commit))
+            if self._written_commit == wanted.commit:
                 self._lazy_hard_state = None
         if ready.snapshot is not None:
             batch.append(records.snapshot(ready.snapshot.term, ready.snapshot.index))
@@ -213,7 +212,7 @@ class Replica:
 
     def _after(self, ready: Ready, lsn: int = 0) -> None:
         """Send what promises durability, once it holds; report it to the core."""
-        if not self._unflushed and self.log.durable_lsn >= lsn:
+        if not self._unflushed and (lsn == 0 or self.log.durable_lsn >= lsn):
             self._durable(ready.number, ready.messages_after_persist)
         else:
             self._unflushed.append((lsn, ready.number, ready.messages_after_persist))

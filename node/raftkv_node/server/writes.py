@@ -19,6 +19,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Final, final
+
+from mypy_extensions import mypyc_attr
 
 from raftkv_node.store.errors import (
     LEADER_CHANGED,
@@ -29,7 +32,7 @@ from raftkv_node.store.errors import (
     EtcdError,
 )
 
-NOBODY = 0
+NOBODY: Final = 0
 """The call id of a command that no client waits for. (The engine's ids start at 1.)"""
 
 
@@ -49,28 +52,46 @@ class WriteLimits:
     """Bytes of writes that wait to be proposed; at the limit as above."""
 
 
-@dataclass(slots=True)
+@final
+@mypyc_attr(acyclic=True)
 class Proposal:
     """An entry of this member's own on its way. Times are of the turn's clock, in seconds; 0: not yet."""
 
-    first_seq: int
-    call_ids: list[int]
-    kinds: bytes
-    payloads: list[bytes]
-    received: float
-    """When the first of its requests arrived."""
-    proposed: float = 0.0
-    logged: float = 0.0
-    """When its append to the own log began; by then it is on its way to the others, too."""
-    durable: float = 0.0
-    acknowledged: float = 0.0
-    """When another member first acknowledged it."""
-    committed: float = 0.0
-    term: int = 0
-    """Where it stands in the own log; 0: it was forwarded."""
-    index: int = 0
-    handed_term: int = 0
-    """The term in which it was handed over: that of its entry, if it ever becomes one."""
+    __slots__ = (
+        "acknowledged",
+        "call_ids",
+        "durable",
+        "first_seq",
+        "handed_term",
+        "index",
+        "kinds",
+        "logged",
+        "payloads",
+        "proposed",
+        "received",
+        "term",
+    )
+
+    def __init__(
+        self, first_seq: int, call_ids: list[int], kinds: bytes, payloads: list[bytes], received: float
+    ) -> None:
+        self.first_seq = first_seq
+        self.call_ids = call_ids
+        self.kinds = kinds
+        self.payloads = payloads
+        self.received = received
+        """When the first of its requests arrived."""
+        self.proposed = 0.0
+        self.logged = 0.0
+        """When its append to the own log began; by then it is on its way to the others, too."""
+        self.durable = 0.0
+        self.acknowledged = 0.0
+        """When another member first acknowledged it."""
+        self.term = 0
+        """Where it stands in the own log; 0: it was forwarded."""
+        self.index = 0
+        self.handed_term = 0
+        """The term in which it was handed over: that of its entry, if it ever becomes one."""
 
     def groups(self) -> list[tuple[int, list[int], list[bytes]]]:
         """Its requests, those of one kind together that stand together."""
@@ -164,7 +185,8 @@ class Writes:
             self._waiting_bytes -= taken
         self.waiting -= len(call_ids)
         self.pending += len(call_ids)
-        proposal = Proposal(self._next_seq, call_ids, b"".join(kinds), payloads, received, proposed=now)
+        proposal = Proposal(self._next_seq, call_ids, b"".join(kinds), payloads, received)
+        proposal.proposed = now
         self._next_seq += len(call_ids)
         self._in_flight[proposal.first_seq] = proposal
         return proposal

@@ -44,6 +44,8 @@ import lmdb
 
 from raftkv_node.background import be_nice
 
+from .chunk import Chunk
+from .encoding import main_of, record_id
 from .errors import StoreCorrupt, StoreError
 
 FORMAT_VERSION = 1
@@ -76,32 +78,13 @@ VERSION = struct.Struct(">I")
 MEMBER_ID = struct.Struct(">Q")
 
 
-class Chunk:
-    """What one step (an entry of the log, or a slice of a compaction) changes in the backend.  Once queued it never
-    changes.
-    """
-
-    __slots__ = ("deletes", "first", "index", "members", "meta", "record_bytes", "records", "term")
-
-    def __init__(self, index: int, term: int, first: bytes) -> None:
-        self.index = index
-        self.term = term
-        self.first = first
-        """A bound: ids of this chunk are not below it, ids of earlier chunks are."""
-        self.records: dict[bytes, bytes] = {}
-        self.record_bytes = 0
-        self.deletes: list[bytes] = []
-        self.meta: dict[bytes, bytes] = {}
-        self.members: dict[int, bytes | None] = {}
-
-
 _first = attrgetter("first")
 Chunks = list[Chunk]
 
 
 def find(chunks: Chunks, rid: bytes) -> bytes | None:
     """The record with that id in a queue, or `None`."""
-    at = bisect_right(chunks, rid, key=_first) - 1
+    at = bisect_right(chunks, main_of(rid), key=_first) - 1
     return chunks[at].records.get(rid) if at >= 0 else None
 
 
@@ -211,9 +194,10 @@ class Backend:
         self._added_bytes += chunk.record_bytes
         if not self._wake.is_set():
             self._wake.set()
-        if self.buffered_bytes >= self._commit_bytes and not self._hurry.is_set():
+        waiting = self._added_bytes - self._committed_bytes
+        if waiting >= self._commit_bytes and not self._hurry.is_set():
             self._hurry.set()
-        if self.buffered_bytes >= self._urgent_bytes and not self._urgent.is_set():
+        if waiting >= self._urgent_bytes and not self._urgent.is_set():
             self._urgent.set()
 
     def set_durable_index(self, index: int) -> None:
@@ -278,8 +262,8 @@ class Backend:
                     found.append(item)
         if len(found) < limit:
             last = found[-1][0] if found else b""
-            for chunk in chunks[max(bisect_right(chunks, start, key=_first) - 1, 0) :]:
-                if len(found) >= limit or chunk.first >= end:
+            for chunk in chunks[max(bisect_right(chunks, main_of(start), key=_first) - 1, 0) :]:
+                if len(found) >= limit or record_id(chunk.first) >= end:
                     break
                 for rid, value in chunk.records.items():
                     if start <= rid < end and rid > last:
@@ -395,6 +379,7 @@ class Backend:
         """One transaction, synced; for how long it rested meanwhile."""
         meta: dict[bytes, bytes] = {}
         members: dict[int, bytes | None] = {}
+        newest: Chunk | None = None
         with self.env.begin(write=True) as txn:
             cursor = txn.cursor(self.revisions)
             worked_seconds = rested_seconds = 0.0
@@ -406,12 +391,18 @@ class Backend:
                 if consumed != len(piece):
                     raise StoreError(f"LMDB took {consumed} of {len(piece)} records")
             for chunk in chunks:
-                meta.update(chunk.meta)
-                members.update(chunk.members)
+                if chunk.revision:
+                    newest = chunk
+                if chunk.configuration:
+                    meta[CONFIGURATION_KEY] = chunk.configuration
+                if chunk.members is not None:
+                    members.update(chunk.members)
                 for at in range(0, len(chunk.deletes), SLICE_RECORDS):
                     for rid in chunk.deletes[at : at + SLICE_RECORDS]:
                         txn.delete(rid, db=self.revisions)
                     time.sleep(0)
+            if newest is not None:
+                meta[REVISION_KEY] = REVISIONS.pack(newest.revision, newest.compact_revision)
             meta[APPLIED_KEY] = APPLIED.pack(chunks[-1].index, chunks[-1].term)
             for key, value in meta.items():
                 txn.put(key, value, db=self.meta)

@@ -14,10 +14,10 @@ The requests of a batch are numbered from `first_seq` by their origin, which fin
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, final
+
+from mypy_extensions import mypyc_attr
 
 from .errors import CommandError, UnknownCommand
 
@@ -34,18 +34,23 @@ MEMBER_ATTRIBUTES: Final = 5
 _KNOWN: Final = bytes((PUT, DELETE_RANGE, TXN, COMPACT, MEMBER_ATTRIBUTES))
 
 _HEADER: Final = struct.Struct(">BQQI")
+_HEADER_BYTES: Final = _HEADER.size
 MAX_BATCH_REQUESTS: Final = 1 << 20
 """More requests in a batch are refused by encoder and decoder."""
 
 
-@dataclass(frozen=True, slots=True)
+@final
+@mypyc_attr(acyclic=True)
 class Batch:
     """A decoded command batch.  `kinds[i]` says what `payloads[i]` is."""
 
-    origin: int
-    first_seq: int
-    kinds: bytes
-    payloads: list[bytes]
+    __slots__ = ("first_seq", "kinds", "origin", "payloads")
+
+    def __init__(self, origin: int, first_seq: int, kinds: bytes, payloads: list[bytes]) -> None:
+        self.origin: Final = origin
+        self.first_seq: Final = first_seq
+        self.kinds: Final = kinds
+        self.payloads: Final = payloads
 
 
 def encode_batch(origin: int, first_seq: int, kinds: bytes | Sequence[int], payloads: Sequence[bytes]) -> bytes:
@@ -68,33 +73,39 @@ def encode_batch(origin: int, first_seq: int, kinds: bytes | Sequence[int], payl
 
 def origin_of(data: bytes) -> tuple[int, int]:
     """(origin, first sequence) of a batch, without taking it apart.  `UnknownCommand`: not of this version."""
-    if len(data) < _HEADER.size or data[0] != VERSION:
+    if len(data) < _HEADER_BYTES or data[0] != VERSION:
         raise UnknownCommand(f"a command batch of version {data[:1].hex()}; this node knows version {VERSION}")
-    _, origin, first_seq, _ = _HEADER.unpack_from(data)
-    return origin, first_seq
+    header = _HEADER.unpack_from(data)
+    return header[1], header[2]
 
 
 def decode_batch(data: bytes) -> Batch:
     """Takes a batch apart.  `CommandError` when the bytes are not one, to the last byte."""
-    if len(data) < _HEADER.size:
+    if len(data) < _HEADER_BYTES:
         raise CommandError(f"a command batch of {len(data)} bytes is shorter than its header")
-    version, origin, first_seq, count = _HEADER.unpack_from(data)
+    header = _HEADER.unpack_from(data)
+    version: int = header[0]
+    count: int = header[3]
     if version != VERSION:
         raise UnknownCommand(f"command batch of version {version}; this node knows version {VERSION}")
-    start = _HEADER.size + count * 5
-    if count > MAX_BATCH_REQUESTS or len(data) < start:
+    end = _HEADER_BYTES + count * 5
+    if count > MAX_BATCH_REQUESTS or len(data) < end:
         raise CommandError(f"a command batch of {len(data)} bytes cannot hold the tables of {count} requests")
-    kinds = data[_HEADER.size : _HEADER.size + count]
-    lengths = struct.unpack_from(f">{count}I", data, _HEADER.size + count)
-    offsets = list(accumulate(lengths, initial=start))
-    if offsets[-1] != len(data):
-        raise CommandError(f"a command batch of {len(data)} bytes whose tables say {offsets[-1]}")
-    return Batch(origin, first_seq, kinds, [data[a:b] for a, b in pairwise(offsets)])
+    kinds = data[_HEADER_BYTES : _HEADER_BYTES + count]
+    payloads: list[bytes] = []
+    lengths: tuple[int, ...] = struct.unpack_from(f">{count}I", data, _HEADER_BYTES + count)
+    for length in lengths:
+        start = end
+        end += length
+        payloads.append(data[start:end])
+    if end != len(data):
+        raise CommandError(f"a command batch of {len(data)} bytes whose tables say {end}")
+    return Batch(header[1], header[2], kinds, payloads)
 
 
-def check_known(kinds: Iterable[int]) -> None:
+def check_known(kinds: bytes) -> None:
     """`UnknownCommand` when a kind is of a newer version: before the batch has any effect."""
-    unknown = bytes(kinds).translate(None, _KNOWN)
+    unknown = kinds.translate(None, _KNOWN)
     if unknown:
         raise UnknownCommand(
             f"command of kind {unknown[0]}, which this version does not know: the node must be upgraded"

@@ -10,16 +10,17 @@ A variable-length integer is assembled from tables of 14 bits at a time: two lis
 from __future__ import annotations
 
 from struct import Struct
+from typing import Final
 
-_MASK64 = (1 << 64) - 1
-_LAST = [bytes((n,)) if n < 128 else bytes((n & 127 | 128, n >> 7)) for n in range(1 << 14)]
-_MORE = [bytes((n & 127 | 128, n >> 7 | 128)) for n in range(1 << 14)]
+_MASK64: Final = (1 << 64) - 1
+_LAST: Final = [bytes((n,)) if n < 128 else bytes((n & 127 | 128, n >> 7)) for n in range(1 << 14)]
+_MORE: Final = [bytes((n & 127 | 128, n >> 7 | 128)) for n in range(1 << 14)]
 
-RECORD_ID = Struct(">QI")
+RECORD_ID: Final = Struct(">QI")
 """Main revision, then (sub-revision * 2 + tombstone): byte order is revision order."""
-RECORD_ID_BYTES = RECORD_ID.size
-TOMBSTONE = 1
-MAX_SUB_REVISION = (1 << 31) - 1
+RECORD_ID_BYTES: Final = RECORD_ID.size
+TOMBSTONE: Final = 1
+MAX_SUB_REVISION: Final = (1 << 31) - 1
 
 
 def varint(number: int) -> bytes:

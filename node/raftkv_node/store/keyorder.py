@@ -14,11 +14,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 from itertools import accumulate, chain, islice
+from typing import Final
 
-CHUNK_KEYS = 1024
+CHUNK_KEYS: Final = 1024
 """A chunk is split at twice this length."""
-MERGE_THRESHOLD_KEYS = 1024
-SORTED_AT_ONCE_KEYS = 20_000
+MERGE_THRESHOLD_KEYS: Final = 1024
+SORTED_AT_ONCE_KEYS: Final = 20_000
 """More keys are sorted in parts. A sort is one call that lets no other thread run, and the index of a snapshot that is
 being installed is built beside the turn."""
 
@@ -40,32 +41,28 @@ def parts_in_order(keys: Iterable[bytes]) -> list[list[bytes]]:
 class KeyOrder:
     """A set of keys in byte order.  An end of `None` means unbounded.  Not safe for concurrent use."""
 
-    __slots__ = ("_chunks", "_firsts", "_fresh", "_ranks")
+    __slots__ = ("_chunks", "_firsts", "_ranks", "fresh")
 
     def __init__(self) -> None:
         self._chunks: list[list[bytes]] = []
         self._firsts: list[bytes] = []
-        self._fresh: set[bytes] = set()
-        self._ranks: list[int] | None = None
-
-    def __len__(self) -> int:
-        return self._totals()[-1] + len(self._fresh)
-
-    @property
-    def fresh(self) -> set[bytes]:
+        self.fresh: set[bytes] = set()
         """Keys that wait to be merged.  The hot path adds new keys here by itself; they must not be in the set
         already.
         """
-        return self._fresh
+        self._ranks: list[int] | None = None
+
+    def __len__(self) -> int:
+        return self._totals()[-1] + len(self.fresh)
 
     def add(self, key: bytes) -> None:
         """Adds a key that is not in the set."""
-        self._fresh.add(key)
+        self.fresh.add(key)
 
     def remove(self, key: bytes) -> None:
         """Removes a key that is in the set."""
-        if key in self._fresh:
-            self._fresh.remove(key)
+        if key in self.fresh:
+            self.fresh.remove(key)
             return
         at = bisect_right(self._firsts, key) - 1
         chunk = self._chunks[at] if at >= 0 else []
@@ -84,7 +81,7 @@ class KeyOrder:
         ordered = chain.from_iterable(map(sorted, parts_in_order(keys)))
         self._chunks = list(iter(lambda: list(islice(ordered, CHUNK_KEYS)), []))
         self._firsts = [chunk[0] for chunk in self._chunks]
-        self._fresh.clear()
+        self.fresh.clear()
         self._ranks = None
 
     def take_apart(self) -> None:
@@ -93,17 +90,12 @@ class KeyOrder:
             self._chunks.pop()
         self._firsts = []
 
-    def merge_if_many(self) -> None:
-        """Merges waiting keys when a turn's worth of them has gathered."""
-        if len(self._fresh) >= MERGE_THRESHOLD_KEYS:
-            self.merge()
-
     def merge(self) -> None:
         """Brings waiting keys into order."""
-        if not self._fresh:
+        if not self.fresh:
             return
-        keys = sorted(self._fresh)
-        self._fresh.clear()
+        keys = sorted(self.fresh)
+        self.fresh.clear()
         self._ranks = None
         if not self._chunks:
             self.build(keys)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from .backend import Backend, Chunk
-from .encoding import MAX_SUB_REVISION, RECORD_ID, record, record_id, tombstone_record, varint
+from .backend import Backend
+from .chunk import Chunk
+from .encoding import MAX_SUB_REVISION, RECORD_ID, record, tombstone_record, varint
 from .errors import StoreError
 from .freeing import Lifetime, free_after
 from .index import Index
+from .keyorder import MERGE_THRESHOLD_KEYS
 
-CACHE_ENTRY_OVERHEAD_BYTES = 200
+CACHE_ENTRY_OVERHEAD_BYTES: Final = 200
 """What a cached value costs beside its bytes (object headers, the table, the queue)."""
 
 
@@ -36,7 +38,7 @@ class Event(NamedTuple):
 RevisionEvents = tuple[int, list[Event]]
 
 
-SLOWLY_FREED_KEYS = 20_000
+SLOWLY_FREED_KEYS: Final = 20_000
 """A state of so many keys is not freed at once."""
 
 
@@ -54,7 +56,9 @@ class Mvcc:
         self.cache_limit_bytes = value_cache_bytes
         self.cache_bytes = 0
         self._cache_queue: deque[bytes] = deque()
-        self.chunk = Chunk(0, 0, record_id(2))
+        self.no_chunk = Chunk(0, 0, 2)
+        """Stands where no entry is being applied: empty for ever."""
+        self.chunk = self.no_chunk
         self.main = 2
         self.sub = 0
         self.collect_events = False
@@ -206,8 +210,18 @@ class Mvcc:
         self.chunk.record_bytes += len(data)
         self.deletes_total += 1
 
+    def settle(self) -> None:
+        """After a batch: the cache is brought back under its limit, and many new keys into order."""
+        if self.cache_bytes > self.cache_limit_bytes or len(self._cache_queue) > 2 * len(self.cache) + 1024:
+            self.evict()
+        index = self.index
+        if len(index.live.fresh) >= MERGE_THRESHOLD_KEYS:
+            index.live.merge()
+        if len(index.dead.fresh) >= MERGE_THRESHOLD_KEYS:
+            index.dead.merge()
+
     def evict(self) -> None:
-        """Brings the cache back under its limit: called once per batch."""
+        """Brings the cache back under its limit."""
         queue, cache = self._cache_queue, self.cache
         if self.cache_bytes > self.cache_limit_bytes:
             self.evicted = True

@@ -13,23 +13,20 @@ timing, caches or who is asking.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final, final
 
 from google.protobuf.message import DecodeError, Message
+from mypy_extensions import mypyc_attr
 
 from raftkv_node.pb import rpc_pb2
 
 from . import ahead, commands
 from .backend import (
-    CONFIGURATION_KEY,
-    REVISION_KEY,
-    REVISIONS,
     Backend,
-    Chunk,
 )
-from .encoding import HeaderEncoder, record_id, simple_put, varint
+from .chunk import Chunk
+from .encoding import HeaderEncoder, simple_put, varint
 from .encoding import field as encode_field
 from .errors import (
     COMPACTED,
@@ -61,9 +58,9 @@ from .txn import (
 from .validate import is_read_only
 from .yielding import YIELD_EVERY, give_way
 
-DEFAULT_VALUE_CACHE_BYTES = 128 << 20
-DEFAULT_BUFFER_LIMIT_BYTES = 64 << 20
-SWEEP_KEYS = 200
+DEFAULT_VALUE_CACHE_BYTES: Final = 128 << 20
+DEFAULT_BUFFER_LIMIT_BYTES: Final = 64 << 20
+SWEEP_KEYS: Final = 200
 """Keys that one step of a compaction looks at: about a millisecond at most."""
 
 _REQUEST_TYPES: dict[int, Callable[[bytes], Message]] = {
@@ -90,16 +87,20 @@ class PendingCompaction:
 Result = bytes | EtcdError | PendingCompaction
 
 
-@dataclass(slots=True)
+@final
+@mypyc_attr(acyclic=True)
 class ApplyResult:
     """What applying a batch gave."""
 
-    revision: int
-    """The store's revision afterwards."""
-    results: list[Result] | None
-    """Per request of the batch; `None` when nobody wanted them."""
-    events: list[RevisionEvents] = field(default_factory=list)
-    """What watchers are to be told, by revision; empty while nobody watches (`Store.watching`)."""
+    __slots__ = ("events", "results", "revision")
+
+    def __init__(self, revision: int, results: list[Result] | None, events: list[RevisionEvents]) -> None:
+        self.revision: Final = revision
+        """The store's revision afterwards."""
+        self.results: Final = results
+        """Per request of the batch; `None` when nobody wanted them."""
+        self.events: Final = events
+        """What watchers are to be told, by revision; empty while nobody watches (`Store.watching`)."""
 
 
 class Store:
@@ -336,9 +337,7 @@ class Store:
                 mvcc.fetched = fetched
             try:
                 results = self._apply_batch(batch, decoded, want_results)
-                mvcc.evict()
-                mvcc.index.live.merge_if_many()
-                mvcc.index.dead.merge_if_many()
+                mvcc.settle()
                 self._close_chunk()
             except BaseException as error:
                 # Half of the batch may be in memory, and nothing of it will be committed: go no further.
@@ -361,10 +360,13 @@ class Store:
             chunk = self._open_chunk(index, term)
             self.configuration = configuration
             self.configuration_index = index
-            chunk.meta[CONFIGURATION_KEY] = index.to_bytes(8, "big") + configuration
+            chunk.configuration = index.to_bytes(8, "big") + configuration
+            gone: dict[int, bytes | None] = {}
             for member in removed_members:
                 if self.members.pop(member, None) is not None:
-                    chunk.members[member] = None
+                    gone[member] = None
+            if gone:
+                chunk.members = gone
             self._close_chunk()
 
     def apply_empty(self, index: int, term: int) -> None:
@@ -381,25 +383,28 @@ class Store:
                 f"entry {index} of term {term} does not follow the applied entry {self.applied_index} "
                 f"of term {self.applied_term}"
             )
+        mvcc = self.mvcc
+        if mvcc.no_chunk.record_bytes:
+            raise StoreError("a key was written outside of an entry of the log")
         self.applied_index, self.applied_term = index, term
         if term > self._header.term:
             self.set_term(term)
-        chunk = Chunk(index, term, record_id(self.mvcc.revision + 1))
-        self.mvcc.chunk = chunk
+        chunk = Chunk(index, term, mvcc.revision + 1)
+        mvcc.chunk = chunk
         return chunk
 
     def _close_chunk(self) -> None:
         mvcc = self.mvcc
         chunk = mvcc.chunk
-        if chunk.records:
-            chunk.meta[REVISION_KEY] = REVISIONS.pack(mvcc.revision, mvcc.compact_revision)
+        if chunk.record_bytes:
+            chunk.revision, chunk.compact_revision = mvcc.revision, mvcc.compact_revision
         self._add_chunk(chunk)
 
     def _add_chunk(self, chunk: Chunk) -> None:
         self.backend.add(chunk)
         self._chunks_added += 1
         # What is read from now on is found in the queue.
-        self.mvcc.chunk = Chunk(chunk.index, chunk.term, record_id(self.mvcc.revision + 1))
+        self.mvcc.chunk = self.mvcc.no_chunk
 
     def _apply_batch(
         self, batch: commands.Batch, decoded: Sequence[Message | None] | None, want_results: bool
@@ -483,7 +488,7 @@ class Store:
         if request.revision > mvcc.revision:
             raise FUTURE_REVISION.fresh()
         mvcc.compact_revision = request.revision
-        mvcc.chunk.meta[REVISION_KEY] = REVISIONS.pack(mvcc.revision, mvcc.compact_revision)
+        mvcc.chunk.revision, mvcc.chunk.compact_revision = mvcc.revision, mvcc.compact_revision
         if self._sweep:
             self._sweep |= mvcc.index.versioned
         else:
@@ -500,7 +505,10 @@ class Store:
     def _apply_member(self, request: rpc_pb2.Member) -> bytes:
         attributes = request.SerializeToString(deterministic=True)
         self.members[request.ID] = attributes
-        self.mvcc.chunk.members[request.ID] = attributes
+        chunk = self.mvcc.chunk
+        if chunk.members is None:
+            chunk.members = {}
+        chunk.members[request.ID] = attributes
         return b""
 
     # Fetching ahead.
@@ -541,12 +549,14 @@ class Store:
         if lowest is not None and lowest < compact:
             return False
         with mvcc.lock:
-            chunk = Chunk(self.applied_index, self.applied_term, record_id(mvcc.revision + 1))
             compact_key = mvcc.index.compact_key
+            deletes: list[bytes] = []
             for _ in range(min(keys, len(sweep))):
-                chunk.deletes += compact_key(sweep.pop(), compact)
-            if chunk.deletes:
-                self.compacted_keys_total += len(chunk.deletes)
+                deletes += compact_key(sweep.pop(), compact)
+            if deletes:
+                self.compacted_keys_total += len(deletes)
+                chunk = Chunk(self.applied_index, self.applied_term, mvcc.revision + 1)
+                chunk.deletes = deletes
                 self._add_chunk(chunk)
         if not sweep:
             self._purge_done_at = self._chunks_added

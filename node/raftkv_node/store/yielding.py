@@ -4,7 +4,9 @@ Never compiled (`docs/architecture.md`): compiled code keeps the interpreter unt
 interpreted, which this is. It costs some ten nanoseconds where no other thread wants to run.
 """
 
-YIELD_EVERY = 128
+from typing import Final
+
+YIELD_EVERY: Final = 128
 """Steps of a loop, of a few microseconds each."""
 
 
