@@ -29,9 +29,9 @@ from raftkv_node.bench.target import Target, parse_endpoints
 
 LOSS = 1.2
 """A fifth more than measured fails."""
-LONE_PUT = 253_000 if compiled() else 470_000
+LONE_PUT = 175_000 if compiled() else 495_000
 """Instructions for a put that is alone (Debian's CPython 3.11)."""
-PUT_OF_MANY = 31_000 if compiled() else 45_500
+PUT_OF_MANY = 28_500 if compiled() else 47_000
 """The same for each of a thousand in flight."""
 FILLED = 5_000
 _TOTALS = re.compile(r"^totals: (\d+)", re.MULTILINE)

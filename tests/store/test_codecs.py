@@ -142,22 +142,21 @@ key_steps = st.lists(
 @settings(deadline=None)
 @given(key_steps, st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.integers(0, 5)), max_size=10))
 def test_key_order(steps: list[tuple[str, int]], reads: list[tuple[int, int, int]]) -> None:
-    _check_order(steps, reads)
+    _check_order(steps, reads, keyorder.MERGE_THRESHOLD_KEYS)
 
 
 def test_key_order_with_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyorder, "CHUNK_KEYS", 4)
-    monkeypatch.setattr(keyorder, "MERGE_THRESHOLD_KEYS", 7)
 
     @settings(deadline=None, max_examples=200)
     @given(key_steps, st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.integers(0, 5)), max_size=10))
     def check(steps: list[tuple[str, int]], reads: list[tuple[int, int, int]]) -> None:
-        _check_order(steps, reads)
+        _check_order(steps, reads, merged_at=7)
 
     check()
 
 
-def _check_order(steps: list[tuple[str, int]], reads: list[tuple[int, int, int]]) -> None:
+def _check_order(steps: list[tuple[str, int]], reads: list[tuple[int, int, int]], merged_at: int) -> None:
     order = KeyOrder()
     model: set[bytes] = set()
     for action, number in steps:
@@ -165,7 +164,8 @@ def _check_order(steps: list[tuple[str, int]], reads: list[tuple[int, int, int]]
         if action == "add" and key not in model:
             order.add(key)
             model.add(key)
-            order.merge()
+            if len(order.fresh) >= merged_at:
+                order.merge()
         elif action == "remove":
             if key in model:
                 order.remove(key)

@@ -6,9 +6,10 @@ Whole groups at a time: a group of plain puts is only looked at, never parsed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar, final
 
 from google.protobuf.message import DecodeError
+from mypy_extensions import mypyc_attr
 
 from raftkv_node.pb import rpc_pb2
 from raftkv_node.store import commands
@@ -28,12 +29,17 @@ Errors = list[tuple[int, EtcdError]]
 T = TypeVar("T")
 
 
-class Admitted(NamedTuple):
+@final
+@mypyc_attr(acyclic=True)
+class Admitted:
     """Writes that may be proposed, and the rest with its answers."""
 
-    call_ids: list[int]
-    payloads: list[bytes]
-    errors: Errors
+    __slots__ = ("call_ids", "errors", "payloads")
+
+    def __init__(self, call_ids: list[int], payloads: list[bytes], errors: Errors) -> None:
+        self.call_ids: Final = call_ids
+        self.payloads: Final = payloads
+        self.errors: Final = errors
 
 
 class Ranges(NamedTuple):

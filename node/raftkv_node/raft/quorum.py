@@ -27,18 +27,19 @@ def majority(size: int) -> int:
     return size // 2 + 1 if size else 0
 
 
-def agreed_value(voters: Collection[int], values: Mapping[int, int]) -> int:
+def agreed_value(voters: Collection[int], values: dict[int, int]) -> int:
     """Return the largest value that a majority of `voters` has reached; a voter without a value stands at 0."""
     if not voters:
         return NO_LIMIT
     if len(voters) == 1:
         (only,) = voters
         return values.get(only, 0)
-    reached = sorted([values.get(voter, 0) for voter in voters])
+    reached = [values.get(voter, 0) for voter in voters]
+    reached.sort()
     return reached[len(reached) - majority(len(reached))]
 
 
-def joint_agreed_value(voters: Collection[int], outgoing: Collection[int], values: Mapping[int, int]) -> int:
+def joint_agreed_value(voters: Collection[int], outgoing: Collection[int], values: dict[int, int]) -> int:
     """Return the largest value that majorities of both sets have reached; 0 when there is no voter at all."""
     if not voters:
         return 0

@@ -299,7 +299,7 @@ class Replication(Core):
     def _agreed_index(self) -> int:
         """Highest index on a quorum of the configuration in force."""
         configuration = self.configuration
-        matches = {member: progress.match for member, progress in self._progress.items()}
+        matches: dict[int, int] = {member: progress.match for member, progress in self._progress.items()}
         return joint_agreed_value(configuration.voters, configuration.voters_outgoing, matches)
 
     def missing_acknowledgements(self) -> int:
@@ -316,8 +316,12 @@ class Replication(Core):
     def _missing(self, voters: Collection[int]) -> int:
         """Of one set. That this leader itself has the entry is taken for granted: it may be durable by then."""
         first, progress, own = self._log.committed + 1, self._progress, self.id
-        having = sum([1 for one in voters if one == own or (one in progress and progress[one].match >= first)])
-        return majority(len(voters)) - having
+        missing = majority(len(voters))
+        for one in voters:
+            found = progress.get(one)
+            if one == own or (found is not None and found.match >= first):
+                missing -= 1
+        return missing
 
     def _may_commit(self, index: int) -> bool:
         """Only an entry of the own term is committed by counting; earlier ones with it (figure 8)."""
@@ -325,6 +329,9 @@ class Replication(Core):
 
     def _maybe_commit(self) -> None:
         """Commit what a quorum has."""
+        configuration = self.configuration
+        if self._missing(configuration.voters) > 0 or self._missing(configuration.voters_outgoing) > 0:
+            return  # mostly: the first of the acknowledgements that an entry needs
         index = self._agreed_index()
         if index > self._log.committed and self._may_commit(index):
             if self._log.term_at(index) != self.term:

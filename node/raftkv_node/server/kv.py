@@ -26,6 +26,7 @@ from raftkv_node.server.faults import faults_told
 from raftkv_node.server.member import Member
 from raftkv_node.server.metrics import Metrics
 from raftkv_node.server.workers import Workers
+from raftkv_node.server.writes import bytes_of
 from raftkv_node.store import commands
 from raftkv_node.store.errors import TOO_MANY_REQUESTS, EtcdError
 from raftkv_node.store.reads import ColdRead
@@ -74,7 +75,7 @@ class KeySpace:
         if self._member.overloaded:
             self._refuse(method, [(call_id, TOO_MANY_REQUESTS) for call_id in admitted.call_ids])
             return
-        if kind in _GROWING and self._member.store.exceeds_quota(sum(map(len, admitted.payloads))):
+        if kind in _GROWING and self._member.store.exceeds_quota(bytes_of(admitted.payloads)):
             admitted = within_quota(kind, admitted)
             self._refuse(method, admitted.errors)
         if admitted.call_ids:

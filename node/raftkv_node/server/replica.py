@@ -111,9 +111,10 @@ class Replica:
 
     def _note_receipt(self, message: Message) -> None:
         """A promise was received: its sender had it durably."""
-        promise = (message.term, message.index)
-        if promise > self.receipts.get(message.sender, (0, 0)):
-            self.receipts[message.sender] = promise
+        term, index = message.term, message.index
+        known = self.receipts.get(message.sender)
+        if known is None or term > known[0] or (term == known[0] and index > known[1]):
+            self.receipts[message.sender] = (term, index)
 
     # -- output -------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,9 @@ _KNOWN: Final = bytes((PUT, DELETE_RANGE, TXN, COMPACT, MEMBER_ATTRIBUTES))
 
 _HEADER: Final = struct.Struct(">BQQI")
 _HEADER_BYTES: Final = _HEADER.size
+_LENGTH: Final = struct.Struct(">I")
+_HEADER_OF_ONE: Final = struct.Struct(">BQQIBI")
+"""Header and tables of a batch of one request, as a lone client's."""
 MAX_BATCH_REQUESTS: Final = 1 << 20
 """More requests in a batch are refused by encoder and decoder."""
 
@@ -59,6 +62,8 @@ def encode_batch(origin: int, first_seq: int, kinds: bytes | Sequence[int], payl
     if len(kinds) != count or count > MAX_BATCH_REQUESTS:
         raise CommandError(f"a command batch of {len(kinds)} kinds and {count} payloads")
     try:
+        if count == 1:
+            return _HEADER_OF_ONE.pack(VERSION, origin, first_seq, 1, kinds[0], len(payloads[0])) + payloads[0]
         return b"".join(
             (
                 _HEADER.pack(VERSION, origin, first_seq, count),
@@ -93,7 +98,11 @@ def decode_batch(data: bytes) -> Batch:
         raise CommandError(f"a command batch of {len(data)} bytes cannot hold the tables of {count} requests")
     kinds = data[_HEADER_BYTES : _HEADER_BYTES + count]
     payloads: list[bytes] = []
-    lengths: tuple[int, ...] = struct.unpack_from(f">{count}I", data, _HEADER_BYTES + count)
+    lengths: tuple[int, ...]
+    if count == 1:
+        lengths = _LENGTH.unpack_from(data, _HEADER_BYTES + 1)
+    else:
+        lengths = struct.unpack_from(f">{count}I", data, _HEADER_BYTES + count)
     for length in lengths:
         start = end
         end += length

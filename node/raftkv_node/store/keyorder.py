@@ -2,9 +2,10 @@
 
 Keys are kept in sorted chunks, with the first key of each chunk in a table beside them, so that a position is found
 by two bisections.  New keys wait in an unordered set and are merged when somebody asks for an order, or when
-`merge_threshold` of them have gathered, a chunk at a time: inserting is then about as cheap as adding to a set, and
-asking never pays for more than a bounded number of merges.  Ranks (how many keys lie in an interval) come from the
-running total of chunk lengths, which is rebuilt when asked for after a change: one addition for each ~1,000 keys.
+`MERGE_THRESHOLD_KEYS` of them have gathered (whoever adds them sees to that), a chunk at a time: inserting is then
+about as cheap as adding to a set, and asking never pays for more than a bounded number of merges.  Ranks (how many keys
+lie in an interval) come from the running total of chunk lengths, which is rebuilt when asked for after a change: one
+addition for each ~1,000 keys.
 
 Never compiled (`docs/architecture.md`): other threads than the turn's spend their time here, too.
 """

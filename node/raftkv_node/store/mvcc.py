@@ -38,7 +38,7 @@ class Event(NamedTuple):
 RevisionEvents = tuple[int, list[Event]]
 
 
-SLOWLY_FREED_KEYS: Final = 20_000
+SLOWLY_FREED_KEYS = 20_000
 """A state of so many keys is not freed at once."""
 
 
