@@ -14,6 +14,7 @@ from raftkv_node.raft import (
     decode_message,
     encode_message,
 )
+from raftkv_node.raft.messages import LENGTH_BYTES, frame_message, messages_of_frame
 
 u64 = st.integers(0, (1 << 64) - 1)
 ids = st.integers(1, (1 << 64) - 1)
@@ -84,6 +85,32 @@ def test_every_shorter_prefix_is_refused() -> None:
             decode_message(data[:length])
     with pytest.raises(MessageError):
         decode_message(data + b"x")
+
+
+@given(st.lists(messages(), max_size=4))
+def test_a_frame_is_its_messages_each_behind_its_length(given_messages: list[Message]) -> None:
+    parts = [b"k"]
+    for message in given_messages:
+        frame_message(message, parts)
+    frame = b"".join(parts)
+    encoded = [encode_message(message) for message in given_messages]
+    assert frame == b"k" + b"".join(len(one).to_bytes(LENGTH_BYTES, "little") + one for one in encoded)
+    assert messages_of_frame(frame, 1) == given_messages
+
+
+def test_a_frame_that_is_cut_short_is_refused() -> None:
+    parts: list[bytes] = []
+    first, second = Message(MessageType.HEARTBEAT, 1, 2, 3), Message(MessageType.PROPOSE, 1, 2, 3, data=b"d")
+    frame_message(first, parts)
+    whole = len(b"".join(parts))
+    frame_message(second, parts)
+    frame = b"".join(parts)
+    for length in range(1, len(frame)):
+        if length == whole:
+            assert messages_of_frame(frame[:length], 0) == [first]
+        else:
+            with pytest.raises(MessageError):
+                messages_of_frame(frame[:length], 0)
 
 
 def test_peers_share_the_bytes_of_a_block() -> None:

@@ -19,6 +19,7 @@ from raftkv_node.store import (
     UnknownCommand,
     backend,
     commands,
+    keyorder,
     reads,
 )
 from raftkv_node.store import errors as e
@@ -304,6 +305,23 @@ def test_an_apply_that_breaks_off_is_the_end(driver: Driver, monkeypatch: pytest
         driver.put(b"b")
     driver.store.set_durable_index(9)
     assert not driver.store.backend.commit_now() and driver.store.committed_index == 0
+
+
+def test_what_changes_outside_of_an_entry_is_the_end(driver: Driver) -> None:
+    """It would be in no chunk, so that no commit had it."""
+    driver.put(b"a")
+    driver.store.mvcc.put_simple(b"\x0a\x01b\x12\x01v", 3)
+    with pytest.raises(StoreError, match="outside of an entry"):
+        driver.put(b"c")
+
+
+def test_many_new_keys_are_brought_into_order_by_those_who_add_them(driver: Driver) -> None:
+    """Otherwise a range would have to, however many they are."""
+    for number in range(keyorder.MERGE_THRESHOLD_KEYS - 1):
+        driver.put(b"%06d" % number)
+    assert len(driver.store.mvcc.index.live.fresh) == keyorder.MERGE_THRESHOLD_KEYS - 1
+    driver.put(b"one more")
+    assert not driver.store.mvcc.index.live.fresh
 
 
 def test_values_outside_the_cache_are_read_by_a_worker(make_driver: Callable[..., Driver]) -> None:

@@ -209,8 +209,8 @@ class Member:
         """Whether clients are served (M2)."""
         encoded = self.raft.configuration.settings
         if encoded is not self._settings:  # asked for every batch of calls
-            self._settings = encoded
             self._opened = settings(encoded).opened
+            self._settings = encoded
         return self._opened
 
     @property

@@ -94,6 +94,7 @@ class Replica:
     def step(self, messages: Sequence[Message]) -> None:
         """Give the core the messages of this turn; remember whose acknowledgement completed a quorum."""
         raft = self.raft
+        full: bool | None = None  # asked once, and only where it matters
         for message in messages:
             if message.type == APPEND_RESPONSE:
                 before = raft.commit_index
@@ -104,7 +105,12 @@ class Replica:
                 if raft.commit_index != before:
                     completed = self._metrics.quorum_completed
                     completed[message.sender] = completed.get(message.sender, 0) + 1
-            elif not (message.type == APPEND and message.entries.items and self.log.pressure() >= PRESSURE_FULL):
+            else:
+                if message.type == APPEND and message.entries.items:
+                    if full is None:
+                        full = self.log.pressure() >= PRESSURE_FULL
+                    if full:
+                        continue
                 raft.step(message)
                 if message.type == VOTE_RESPONSE and not message.reject:
                     self._note_receipt(message)

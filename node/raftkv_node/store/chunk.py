@@ -46,3 +46,8 @@ class Chunk:
         """The membership configuration as it is stored; empty: unchanged."""
         self.members: dict[int, bytes | None] | None = None
         """Attributes of members that have changed, by id; `None` for a member: it has gone."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is changed by it but the applied index."""
+        return not (self.record_bytes or self.deletes or self.revision or self.configuration or self.members)

@@ -22,9 +22,7 @@ from mypy_extensions import mypyc_attr
 from raftkv_node.pb import rpc_pb2
 
 from . import ahead, commands
-from .backend import (
-    Backend,
-)
+from .backend import Backend
 from .chunk import Chunk
 from .encoding import HeaderEncoder, simple_put, varint
 from .encoding import field as encode_field
@@ -384,8 +382,8 @@ class Store:
                 f"of term {self.applied_term}"
             )
         mvcc = self.mvcc
-        if mvcc.no_chunk.record_bytes:
-            raise StoreError("a key was written outside of an entry of the log")
+        if not mvcc.no_chunk.is_empty:
+            raise StoreError("the store was changed outside of an entry of the log")
         self.applied_index, self.applied_term = index, term
         if term > self._header.term:
             self.set_term(term)
