@@ -57,9 +57,8 @@ class RingLog(Log):
         self._path = path
         self._drained = ring.durable_lsn
         self._data_bytes = ring.data_bytes
-        self._segment_size_bytes = opened.options.segment_size_bytes
         #: A small ring is drained when half of it is used, however large the drain size.
-        self._drain_at_bytes = min(opened.options.drain_size_bytes, ring.data_bytes // 2)
+        self._drain_at_bytes = min(opened.options.drain_size_bytes, self._data_bytes // 2)
         #: Start LSNs of segments to come: the appender decides, the drain follows.
         self._boundaries: deque[int] = deque()
         self._new_segment = True
@@ -78,11 +77,10 @@ class RingLog(Log):
     # --- appending ---
 
     def append(self, batch: Sequence[Record]) -> int:
-        if self.failed is not None or self._closing:
-            self._check_usable()
+        self._check_usable()
         ring = self._ring
         before = ring.durable_lsn
-        boundary = before - self._segment_start >= self._segment_size_bytes
+        boundary = before - self._segment_start >= self._options.segment_size_bytes
         if boundary:
             # The drain may see the batch before its appender goes on, and must not pass where the next segment begins.
             self._boundaries.append(before)
@@ -111,7 +109,7 @@ class RingLog(Log):
         return (self._ring.durable_lsn - self._ring.reclaimed_lsn) / self._data_bytes
 
     def headroom(self) -> int:
-        return self._ring.data_bytes - (self._ring.durable_lsn - self._ring.reclaimed_lsn)
+        return self._data_bytes - (self._ring.durable_lsn - self._ring.reclaimed_lsn)
 
     # --- reading ---
 

@@ -79,16 +79,18 @@ def _admit(call_ids: Sequence[int], payloads: Sequence[bytes], check: Callable[[
     return admitted
 
 
+def _is_plain(payload: bytes, limit_bytes: int) -> bool:
+    """Whether a put is only a key and a value, and no larger than it may be."""
+    return simple_put(payload) > 0 and len(payload) <= limit_bytes
+
+
 def admit_puts(call_ids: list[int], payloads: list[bytes], limit_bytes: int) -> Admitted:
     """Puts of a turn. Plain ones (a key and a value) need no parser."""
-    for payload in payloads:
-        if not simple_put(payload) or len(payload) > limit_bytes:
-            break
-    else:
+    if all(_is_plain(payload, limit_bytes) for payload in payloads):
         return Admitted(call_ids, payloads, [])
 
     def check(payload: bytes) -> EtcdError | None:
-        if simple_put(payload) and len(payload) <= limit_bytes:
+        if _is_plain(payload, limit_bytes):
             return None
         request = _parse(rpc_pb2.PutRequest.FromString, payload, limit_bytes)
         return request if isinstance(request, EtcdError) else check_put(request)

@@ -173,25 +173,6 @@ class Message(Value):
         """Whether the response says no."""
         return bool(self.flags & REJECT)
 
-    def without_data(self) -> Message:
-        """The same, but for its data."""
-        return Message(
-            self.type,
-            self.sender,
-            self.to,
-            self.term,
-            self.index,
-            self.log_term,
-            self.commit,
-            self.match,
-            self.sequence,
-            self.flags,
-            self.reason,
-            self.context,
-            b"",
-            self.entries,
-        )
-
     def fields(self) -> tuple[object, ...]:
         return (
             self.type,

@@ -26,14 +26,14 @@ from .core import InitialState
 from .elections import Elections
 from .errors import NotLeaderError, ProposalError, ProposalPausedError, ProposalReason
 from .invariants import Invariant, InvariantViolation, invariant
-from .messages import APPEND, APPEND_RESPONSE, REJECT, Flag, Message, MessageType
+from .messages import REJECT, Flag, Message, MessageType
 from .progress import NEVER, ProgressState
 from .ready import ConfigurationInForce, Ready, RejectedProposal, SoftState
 from .types import LEADER, NO_MEMBER, Config, EntryType, HardState, ProposalRef, Role
 
 _NO_MESSAGES: Final[Sequence[Message]] = ()
-_FROM_LEADER = frozenset((MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT))
-_VOTE_REQUESTS = frozenset((MessageType.PRE_VOTE, MessageType.VOTE))
+_FROM_LEADER: Final = frozenset((MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT))
+_VOTE_REQUESTS: Final = frozenset((MessageType.PRE_VOTE, MessageType.VOTE))
 
 
 class MemberStatus(NamedTuple):
@@ -106,13 +106,9 @@ class Raft(Elections):
             return
         if message.term != self.term and not self._settle_term(message):
             return
-        kind = message.type
-        if kind == APPEND_RESPONSE:
-            self._handle_append_response(message)
-            return
-        if kind == APPEND or kind in _FROM_LEADER:
+        if message.type in _FROM_LEADER:
             self._hear_leader(message)
-        self._handlers[kind](message)
+        self._handlers[message.type](message)
 
     def _is_removed(self, message: Message) -> bool:
         """M4: whether the sender's removal is committed here. The leader that was removed is heard to its last word."""

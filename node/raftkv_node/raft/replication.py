@@ -311,7 +311,12 @@ class Replication(Core):
         log = self._log
         if log.committed == log.last_index:
             return NO_LIMIT
-        return max(self._missing(self.configuration.voters), self._missing(self.configuration.voters_outgoing))
+        return self._missing_of_both()
+
+    def _missing_of_both(self) -> int:
+        """Acknowledgements that the next entry needs at least, of the set that needs more."""
+        configuration = self.configuration
+        return max(self._missing(configuration.voters), self._missing(configuration.voters_outgoing))
 
     def _missing(self, voters: Collection[int]) -> int:
         """Of one set. That this leader itself has the entry is taken for granted: it may be durable by then."""
@@ -329,8 +334,7 @@ class Replication(Core):
 
     def _maybe_commit(self) -> None:
         """Commit what a quorum has."""
-        configuration = self.configuration
-        if self._missing(configuration.voters) > 0 or self._missing(configuration.voters_outgoing) > 0:
+        if self._missing_of_both() > 0:
             return  # mostly: the first of the acknowledgements that an entry needs
         index = self._agreed_index()
         if index > self._log.committed and self._may_commit(index):

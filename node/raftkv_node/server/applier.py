@@ -122,24 +122,20 @@ class Applier:
         """Reply to the clients of an entry; the time of each stage counts for each of its requests."""
         applied_at = monotonic()
         call_ids = proposal.call_ids
-        handled = 0
         if all(type(result) is bytes for result in results) and NOBODY not in call_ids:
             self._answers.ok(call_ids, results)  # type: ignore[arg-type]  # all are bytes: just seen
         else:
             for call_id, kind, result in zip(call_ids, proposal.kinds, results, strict=True):
-                handled += self._answer_one(call_id, kind, result)
-        kinds = proposal.kinds
-        while kinds:  # once for each kind: nearly always for puts alone
-            kind = kinds[0]
-            left = kinds.translate(None, kinds[:1])
-            if kind in METHOD_OF_KIND:
-                self._metrics.handled(METHOD_OF_KIND[kind], 0, len(kinds) - len(left))
-            kinds = left
+                self._answer_one(call_id, kind, result)
+        for kind, method in METHOD_OF_KIND.items():
+            number = proposal.kinds.count(kind)
+            if number:
+                self._metrics.handled(method, 0, number)
         self._count(proposal, committed_at, applied_at)
 
-    def _answer_one(self, call_id: int, kind: int, result: Result) -> int:
+    def _answer_one(self, call_id: int, kind: int, result: Result) -> None:
         if call_id == NOBODY:
-            return 0
+            return
         if isinstance(result, bytes):
             self._answers.ok((call_id,), (result,))
         elif isinstance(result, EtcdError):
@@ -148,7 +144,6 @@ class Applier:
             self._metrics.handled(METHOD_OF_KIND[kind], result.grpc_code)
         else:
             self._compactions.append((result, call_id))
-        return 1
 
     def _count(self, proposal: Proposal, committed_at: float, applied_at: float) -> None:
         """Add the entry's times to the stages; stages that it did not pass here count as nothing."""

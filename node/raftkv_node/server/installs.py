@@ -63,7 +63,7 @@ class Incoming:
         self.expected = 0
         """Offset of the next piece to be queued."""
         self.written = 0
-        self.queue: deque[tuple[Message, bytes]] = deque()
+        self.queue: deque[Message] = deque()
         self.queued_bytes = 0
         self.sink: SnapshotSink | None = None
         self.whole = False
@@ -141,7 +141,7 @@ class Installs:
         incoming.expected += len(message.data)
         incoming.queued_bytes += len(message.data)
         incoming.whole = bool(last)
-        incoming.queue.append((message.without_data(), message.data))
+        incoming.queue.append(message)
         self._metrics.snapshots.received_bytes += len(message.data)
         self._submit(lambda: self._write(incoming))
 
@@ -205,17 +205,17 @@ class Installs:
 
     def _write(self, incoming: Incoming) -> Callable[[], None]:
         """On a worker: takes the next queued piece in."""
-        message, data = incoming.queue.popleft()
+        message = incoming.queue.popleft()
         if incoming.closed:
             return lambda: None
         try:
             if incoming.sink is None:
                 incoming.sink = self._places.open_sink()
-            incoming.sink.feed(data)
+            incoming.sink.feed(message.data)
         except FAULTS as error:
             reason = str(error)
             return lambda: self._failed(incoming, message, reason)
-        return lambda: self._written(incoming, message, len(data))
+        return lambda: self._written(incoming, message)
 
     def _failed(self, incoming: Incoming, message: Message, reason: str) -> None:
         if incoming.closed:
@@ -225,11 +225,11 @@ class Installs:
         self._logger.error("snapshot cannot be taken", sender=member(message.sender), reason=reason)
         self._raft.answer_snapshot(message, TAKEN.pack(0), reject=True)
 
-    def _written(self, incoming: Incoming, message: Message, size: int) -> None:
+    def _written(self, incoming: Incoming, message: Message) -> None:
         if incoming.closed:
             return
-        incoming.written += size
-        incoming.queued_bytes -= size
+        incoming.written += len(message.data)
+        incoming.queued_bytes -= len(message.data)
         self._raft.answer_snapshot(message, TAKEN.pack(incoming.written))
         if incoming.whole and incoming.written == incoming.expected:
             self._received(incoming, message)

@@ -212,13 +212,10 @@ class Mvcc:
 
     def settle(self) -> None:
         """After a batch: the cache is brought back under its limit, and many new keys into order."""
-        if self.cache_bytes > self.cache_limit_bytes or len(self._cache_queue) > 2 * len(self.cache) + 1024:
-            self.evict()
-        index = self.index
-        if len(index.live.fresh) >= MERGE_THRESHOLD_KEYS:
-            index.live.merge()
-        if len(index.dead.fresh) >= MERGE_THRESHOLD_KEYS:
-            index.dead.merge()
+        self.evict()
+        for order in (self.index.live, self.index.dead):
+            if len(order.fresh) >= MERGE_THRESHOLD_KEYS:
+                order.merge()
 
     def evict(self) -> None:
         """Brings the cache back under its limit."""
