@@ -23,7 +23,7 @@ from clusters import Cluster, EtcdCluster, RaftKVCluster
 from debian import unpacked
 from loader import run_plan
 from raftkv_node.bench import loads
-from stages import wait_for_rest
+from stages import look_at_fresh, wait_for_rest
 
 KEYS = 50_000
 BURST = 1_000
@@ -45,6 +45,7 @@ def started(kind: str, stack: ExitStack) -> Cluster:
         os.environ["PYTHONPATH"] = str(COMPILED)
     cluster = stack.enter_context(made)
     os.environ.pop("PYTHONPATH", None)
+    look_at_fresh(cluster)
     target = cluster.target(leader_only=True)
     run_plan(target, loads.put(), in_flight=1000, requests=KEYS, existing_keys=0, new_per_mille=1000)
     run_plan(target, loads.put(), in_flight=1, requests=2 * BURST, existing_keys=KEYS)

@@ -175,22 +175,26 @@ class _Time:
 
 
 class _Busy:
-    """In place of a cluster: its members use a whole processor until a time, and next to nothing later."""
+    """In place of a cluster: what its members use of processors, now."""
 
     kind = "busy"
+    members = ("one", "another")
 
-    def __init__(self, clock: _Time, until: float) -> None:
-        self._clock, self._until = clock, until
+    def __init__(self, clock: _Time, idle: float, loads: float, until: float) -> None:
+        self._clock, self._idle, self._load, self._until = clock, idle, loads, until
 
     def target(self, *, leader_only: bool) -> None:
         pass
 
     def cpu_seconds(self) -> float:
-        return min(self._clock.now, self._until) + 0.01 * self._clock.now
+        given = self._clock.now - stages._FRESH_LOOKS  # it is given its load when it has been looked at
+        return self._idle * self._clock.now + self._load * max(0.0, min(given, self._until))
 
 
+@pytest.mark.parametrize("idle", [0.01, 0.2], ids=["fast host", "slow host"])
+@pytest.mark.parametrize("loads", [1.0, 0.05], ids=["busy", "one member collapses memory"])
 @pytest.mark.parametrize(
-    ("until", "scale", "rested_at"),
+    ("until", "scale", "rested_after"),
     [
         (0.0, 1.0, stages._IDLE_LOOKS),
         (20.0, 1.0, 20 + stages._IDLE_LOOKS),
@@ -199,14 +203,37 @@ class _Busy:
     ],
 )
 def test_members_are_waited_for_until_they_rest(
-    until: float, scale: float, rested_at: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    idle: float,
+    loads: float,
+    until: float,
+    scale: float,
+    rested_after: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = _Time()
     monkeypatch.setattr(stages, "time", clock)
-    stages.Session(_Busy(clock, until), Wanted(frozenset(), scale)).settle()  # type: ignore[arg-type]
-    assert clock.now == rested_at * stages._LOOK_SECONDS
+    monkeypatch.setattr(stages, "_fresh_processors", {})
+    session = stages.Session(_Busy(clock, idle, loads, until), Wanted(frozenset(), scale))  # type: ignore[arg-type]
+    assert clock.now == stages._FRESH_LOOKS * stages._LOOK_SECONDS
+    session.settle()
+    assert clock.now == (stages._FRESH_LOOKS + rested_after) * stages._LOOK_SECONDS
     said = "busy was not at rest when it was to be measured\n" if until == 1e9 else ""
     assert capsys.readouterr().err == said
+
+
+def test_fresh_members_are_looked_at_once_for_each_kind_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Time()
+    monkeypatch.setattr(stages, "time", clock)
+    monkeypatch.setattr(stages, "_fresh_processors", {})
+    cluster: Any = _Busy(clock, 0.25, 0.0, 0.0)
+    stages.look_at_fresh(cluster)
+    stages.look_at_fresh(cluster)
+    assert clock.now == stages._FRESH_LOOKS * stages._LOOK_SECONDS
+    assert stages._fresh_processors == {("busy", 2): 0.25}
+    cluster.members = ("one",)
+    stages.look_at_fresh(cluster)
+    assert clock.now == 2 * stages._FRESH_LOOKS * stages._LOOK_SECONDS
 
 
 class _Noted:

@@ -18,7 +18,7 @@ from clusters import Member, RaftKVCluster
 from loader import run_plan
 from raftkv_node.bench import loads
 from raftkv_node.server.metrics import STAGES
-from stages import wait_for_rest
+from stages import look_at_fresh, wait_for_rest
 
 KEYS = 50_000
 _SAMPLE = re.compile(r'^raftkv_commit_duration_seconds_sum\{.*?stage="(\w+)".*?\} (\S+)$', flags=re.MULTILINE)
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where the rings are")
     options = parser.parse_args()
     with RaftKVCluster(options.size, adr_folder=options.folder) as cluster:
+        look_at_fresh(cluster)
         target = cluster.target(leader_only=True)
         run_plan(target, loads.put(), in_flight=1000, requests=KEYS, existing_keys=0, new_per_mille=1000)
         run_plan(target, loads.put(), in_flight=1, requests=1000, existing_keys=KEYS)
