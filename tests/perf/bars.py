@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -270,6 +271,7 @@ def main() -> int:
     except (ValueError, PackageUnavailable) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: or members would be left running
     machine, results, began = _machine(), Results(), time.monotonic()
     with contextlib.ExitStack() as stack:
         if any(STAGES[row.stage].slow for row in rows):
