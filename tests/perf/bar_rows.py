@@ -121,6 +121,7 @@ STAGES: dict[str, Stage] = {
     "cpu-growth-5m": _plain(stages.cpu_growth(10_000, 5_000_000), 1),
     "check-perf-l": Stage(lambda setup: stages.check_perf(setup.etcd / "etcdctl", "l"), rounds=1),
     "check-perf-xl": Stage(lambda setup: stages.check_perf(setup.etcd / "etcdctl", "xl"), rounds=1),
+    "paced": _plain(stages.paced, 1),
     "ring-recovery": Stage(alone=lambda setup: stages.ring_recovery(setup.disk, _TMPFS), rounds=3),
 }
 
@@ -186,6 +187,12 @@ def _growth(name: str, keys: str, stage: str, column: str = "adr") -> Row:
 
 def _stall(name: str, title: str, figure: str, unit: str, bar: float) -> Row:
     return Row(name, title, "stall", figure, unit, "adr-slow", None, bar, False, beside="etcd-slow")
+
+
+def _paced(name: str, title: str, unit: str, bar: float, *, more_is_better: bool = False) -> Row:
+    """What ``etcdctl check perf`` asks for: nine tenths of the rate, the slowest and the deviation below a limit."""
+    columns = {"beside": "etcd", "unsynced": "etcd-nofsync"}
+    return Row(name, title, "paced", name, unit, "adr", None, bar, more_is_better, **columns)
 
 
 _ROWS: list[Row] = [
@@ -262,6 +269,9 @@ _ROWS: list[Row] = [
         "etcdctl check perf, l (1: PASS)",
         *("check-perf-l", "check-perf-l", "", "adr", None, 1.0, True),
     ),
+    _paced("paced-rate", "the load of check perf l from a steady client: puts/s", "/s", 7_200.0, more_is_better=True),
+    _paced("paced-slowest", "the same: slowest put", "ms", 500.0),
+    _paced("paced-stddev", "the same: standard deviation", "ms", 100.0),
     Row(
         "check-perf-xl",
         "etcdctl check perf, xl, puts/s",
@@ -284,7 +294,9 @@ _UNSYNCED = {
 
 def _with_unsynced(row: Row) -> Row:
     """A row that compares a ring on tmpfs with etcd that syncs, with etcd that does not beside it."""
-    return replace(row, unsynced=_UNSYNCED.get(row.base or "")) if row.subject.startswith("adr") else row
+    if row.unsynced is not None or not row.subject.startswith("adr"):
+        return row
+    return replace(row, unsynced=_UNSYNCED.get(row.base or ""))
 
 
 ROWS: list[Row] = [_with_unsynced(row) for row in _ROWS]

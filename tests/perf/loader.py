@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from raftkv_node.bench import loads
 from raftkv_node.bench.loads import LoadPlan
+from raftkv_node.bench.report import summary
 from raftkv_node.bench.running import Outcome, Size, run
 from raftkv_node.bench.target import Target, parse_endpoints
 from raftkv_node.bench.templates import Shape
@@ -29,6 +30,7 @@ class Result:
     p99_us: float
     p999_us: float
     max_us: float
+    stddev_us: float
     generator_cpu_seconds: float
     outcome: Outcome
 
@@ -50,14 +52,15 @@ def run_plan(
     rate: float | None = None,
     seed: int = 7,
     look_seconds: float = 1.0,
+    connections: int | None = None,
 ) -> Result:
     """One run with up to ``in_flight`` calls under way; raises when a call fails.
 
-    Up to 20 calls share a connection, as with a client library that multiplexes.
+    Up to 20 calls share a connection, as with a client library that multiplexes, unless it is told how many there are.
     """
     size = Size(
         clients=in_flight,
-        connections=max(1, in_flight // _CALLS_PER_CONNECTION),
+        connections=connections or max(1, in_flight // _CALLS_PER_CONNECTION),
         total=requests,
         key_space=max(1, existing_keys),
         new_keys=new_per_mille / 1000,
@@ -82,6 +85,7 @@ def run_plan(
         p99_us=latencies.percentile(99) / 1000,
         p999_us=latencies.percentile(99.9) / 1000,
         max_us=latencies.max_ns / 1000,
+        stddev_us=summary(latencies, seconds)["stddev_seconds"] * 1e6,
         generator_cpu_seconds=outcome.cpu_seconds,
         outcome=outcome,
     )

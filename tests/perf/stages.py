@@ -37,6 +37,9 @@ _FRESH_LOOKS = 5
 STALL_AFTER_SECONDS = 1.5
 STALL_SECONDS = 2.0
 _LOOP_SECONDS = 5.0
+_PACED_PER_SECOND = 8_000.0
+_PACED_CONNECTIONS = 500
+_PACED_SECONDS = 30.0
 _MEBIBYTE = 1 << 20
 
 
@@ -332,6 +335,27 @@ def check_perf(etcdctl: Path, load: str) -> Callable[[Cluster, Wanted], Figures]
         return {f"check-perf-{load}": float(passed), f"check-perf-{load}-rate": float(rate[1]) if rate else 0.0}
 
     return measure
+
+
+def paced(cluster: Cluster, wanted: Wanted) -> Figures:
+    """The load of ``etcdctl check perf --load=l``, new keys and 1 KiB values on 500 connections, from a generator that
+    keeps its pace. etcdctl's own sends each put some time after the last *was* sent, and what it was late by because
+    the members had both processors is lost: on two cores it asks for less than it says."""
+    session = Session(cluster, wanted)
+    result = session.load(
+        loads.put(),
+        *(_PACED_CONNECTIONS, int(_PACED_PER_SECOND * _PACED_SECONDS)),
+        seed=59,
+        rate=_PACED_PER_SECOND,
+        connections=_PACED_CONNECTIONS,
+        new_per_mille=1000,
+        value_bytes=1024,
+    )
+    return {
+        "paced-rate": result.per_second,
+        "paced-slowest": result.max_us / 1e6,
+        "paced-stddev": result.stddev_us / 1e6,
+    }
 
 
 _FILLER = """

@@ -66,11 +66,12 @@ def test_a_ratio_is_of_medians_and_times_are_in_the_unit_of_the_row() -> None:
 _RINGS = {
     "puts-1000 puts-100 one-client cpu reads-l reads-s mixed range-10000 range-stream": "etcd-nofsync",
     "watch-p50 watch-p99 watch-events memory-100000 memory-1000000 check-perf-xl": "etcd-nofsync",
+    "paced-rate paced-slowest paced-stddev": "etcd-nofsync",
     "slow-100 slow-one": "etcd-nofsync",
     "tls-1000 tls-100": "etcd-tls-nofsync",
     "one-member restart": "etcd-1-nofsync",
 }
-"""Rows of a ring on tmpfs over etcd with fsync, and the column of etcd without that each has beside it."""
+"""Rows of a ring on tmpfs over etcd with fsync or beside it, and the column of etcd without that each has beside it."""
 
 
 def test_a_ring_on_tmpfs_has_etcd_without_fsync_beside_it() -> None:
