@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from bar_rows import COLUMNS, ROWS, STAGES, Row, Setup, chosen
+from clusters import end_as_interrupted
 from debian import PackageUnavailable, unpacked
 from slow_disk import NoSlowDisk, SlowDisk
 from stages import Wanted
@@ -92,8 +92,8 @@ class Judged:
 
     @property
     def unsynced_ratio(self) -> float | None:
-        """RaftKV over etcd without fsync; None: not both were measured."""
-        if not self.unsynced or not self.subject:
+        """RaftKV over etcd without fsync; None: not both were measured, or the bar is no ratio."""
+        if not self.unsynced or not self.subject or self.row.base is None:
             return None
         return statistics.median(self.subject) / statistics.median(self.unsynced)
 
@@ -119,11 +119,13 @@ def measure(rows: list[Row], setup: Setup, rounds: int, scale: float, results: R
             for column in columns:
                 figures = frozenset(row.figure for row in of_stage if column in row.columns)
                 print(f"{stage_name}, round {number + 1}: {column or 'alone'}", file=sys.stderr, flush=True)
+                wanted = Wanted(figures, scale)
                 try:
-                    results.add(stage_name, column, _one(stage_name, column, setup, Wanted(figures, scale), results))
-                except (RuntimeError, OSError, subprocess.SubprocessError, NoSlowDisk) as error:
-                    results.failures.append(f"{stage_name}, {column}: {error}")
-                    print(f"  failed: {error}", file=sys.stderr, flush=True)
+                    results.add(stage_name, column, _one(stage_name, column, setup, wanted, results))
+                except Exception as error:  # whatever it is: the other stages are worth having
+                    results.failures.append(f"{stage_name}, {column}: {error!r}")
+                    print(f"  failed: {error!r}", file=sys.stderr, flush=True)
+                results.failures += [f"{stage_name}, {column}: {note}" for note in wanted.notes]
 
 
 def _one(stage_name: str, column: str, setup: Setup, wanted: Wanted, results: Results) -> dict[str, float]:
@@ -163,7 +165,7 @@ def table(judged: list[Judged]) -> str:
             bars = [f"{row.bar:g} {row.unit}".strip(), "-"]
             ratio = "-"
         else:
-            bars = [f"{row.bar:.2f}x", f"{row.floor:.2f}x"]
+            bars = [f"{row.bar:.2f}x", "-" if row.floor == row.bar else f"{row.floor:.2f}x"]
             ratio = _times(one.value)
         cells = [_form(one.base, row.unit), _form(one.subject, row.unit), ratio, *bars, one.verdict]
         cells += [_form(one.unsynced, row.unit), _times(one.unsynced_ratio)]
@@ -189,6 +191,8 @@ def legend(rows: list[Row], results: Results) -> str:
     for row in rows:
         if row.base and row.subject:
             pairs.setdefault(f"{row.subject} over {row.base}", []).append(row.name)
+        if row.beside:
+            pairs.setdefault(f"{row.subject} beside {row.beside}, not judged", []).append(row.name)
         if row.unsynced:
             pairs.setdefault(f"{row.subject} over {row.unsynced}, not judged", []).append(row.name)
     lines += [f"- {pair}: {', '.join(names)}" for pair, names in pairs.items()]
@@ -196,7 +200,9 @@ def legend(rows: list[Row], results: Results) -> str:
     return "\n".join(lines)
 
 
-def _machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
+    """What was measured, when, and on what."""
+
     def run(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, check=False)
         return done.stdout.strip()
@@ -230,10 +236,12 @@ def _save(
                 "title": one.row.title,
                 "unit": one.row.unit,
                 "base": one.row.base,
+                "beside": one.row.beside,
                 "subject": one.row.subject,
                 "base_samples": one.base,
                 "subject_samples": one.subject,
-                "ratio": one.value,
+                "ratio": one.value if one.row.base else None,
+                "value": one.value,
                 "bar": one.row.bar,
                 "two_thirds": one.row.floor,
                 "verdict": one.verdict,
@@ -271,8 +279,8 @@ def main() -> int:
     except (ValueError, PackageUnavailable) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: or members would be left running
-    machine, results, began = _machine(), Results(), time.monotonic()
+    end_as_interrupted()
+    machine, results, began = this_machine(), Results(), time.monotonic()
     with contextlib.ExitStack() as stack:
         if any(STAGES[row.stage].slow for row in rows):
             try:
@@ -281,8 +289,10 @@ def main() -> int:
             except (NoSlowDisk, AssertionError, subprocess.SubprocessError) as error:
                 results.failures.append(f"no slow disk: {error}")
                 rows = [row for row in rows if options.rows or not STAGES[row.stage].slow]
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             measure(rows, setup, options.rounds, options.scale, results)
+        except KeyboardInterrupt:
+            results.failures.append("interrupted")
     judged = [judge(row, results) for row in rows]
     seconds = time.monotonic() - began
     print(f"{table(judged)}\n\n{legend(rows, results)}\n")

@@ -99,6 +99,11 @@ class Member:
         return memory_bytes(self.process.pid, "VmHWM")
 
 
+def end_as_interrupted() -> None:
+    """Have SIGTERM end this process as Ctrl-C does: otherwise the members that it has started would be left running."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class Cluster:
     """A cluster of processes in one temporary folder; a context manager that leaves nothing behind."""
 
@@ -114,6 +119,8 @@ class Cluster:
         self.members = [
             Member(f"n{i + 1}", ports[2 * i], ports[2 * i + 1], self._root / f"n{i + 1}") for i in range(size)
         ]
+        self.fresh_processors: float | None = None
+        """What the members use together while nobody has given them anything; None: nobody has looked."""
         self._certificates = Certificates.make(self._root) if tls else None
         self._scheme = "https" if tls else "http"
         self._context = self._certificates.context() if self._certificates else None

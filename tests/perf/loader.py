@@ -53,6 +53,7 @@ def run_plan(
     seed: int = 7,
     look_seconds: float = 1.0,
     connections: int | None = None,
+    key_bytes: int = KEY_BYTES,
 ) -> Result:
     """One run with up to ``in_flight`` calls under way; raises when a call fails.
 
@@ -68,7 +69,7 @@ def run_plan(
         call_timeout_seconds=60.0,
         seed=seed,
     )
-    outcome = run(target, plan, size, Shape(PREFIX, KEY_BYTES, value_bytes), look_seconds=look_seconds)
+    outcome = run(target, plan, size, Shape(PREFIX, key_bytes, value_bytes), look_seconds=look_seconds)
     if outcome.interrupted:
         raise KeyboardInterrupt
     if outcome.errors or outcome.snapshot.failure:

@@ -5,6 +5,7 @@ over what a flush of the disk costs, and a time line through a stall of all disk
     python tests/perf/plots.py --draw FILE    draws again what was measured before
 
 Every kind of cluster is started afresh in each round, in turn; a point is the median over rounds, its bar the spread.
+Slow and stalled disks are seen once.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 from bar_rows import COLUMNS, Setup
+from bars import this_machine
+from clusters import end_as_interrupted
 from debian import PackageUnavailable, unpacked
 from slow_disk import NoSlowDisk, SlowDisk
-from stages import STALL_AFTER_SECONDS, STALL_SECONDS, Session, Wanted, run_through_stall
+from stages import STALL_AFTER_SECONDS, STALL_SECONDS, Session, Wanted, look_at_fresh, run_through_stall
 from svg import Axis, Line, chart
 
 _ROOT = Path(__file__).parents[2]
 _COLUMNS = ("etcd", "adr", "disk", "etcd-nofsync")
-_SLOW_COLUMNS = ("etcd-slow", "disk-slow", "adr-slow")
+_SLOW_COLUMNS = ("etcd-slow", "disk-slow", "adr-slow", "etcd-nofsync")
 _FLUSH_MS = (0, 1, 2, 5, 10)
 _FLUSH_PERCENTILES = (50.0, 99.0)
 _FLUSH_CALLS = 6_000
-_STALL_COLUMNS = ("etcd-slow", "adr-slow")
+_STALL_COLUMNS = ("etcd-slow", "disk-slow", "adr-slow", "etcd-nofsync")
 _CLIENTS = {1: 800, 10: 5_000, 100: 20_000, 1000: 40_000}
 """Calls in flight, and how many calls."""
 _PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
@@ -55,6 +58,7 @@ def measure(setup: Setup, rounds: int, scale: float) -> Samples:
         for column in _COLUMNS:
             print(f"round {number + 1} of {rounds}: {column}", file=sys.stderr, flush=True)
             with COLUMNS[column].make(setup) as cluster:
+                look_at_fresh(cluster)
                 session = Session(cluster, Wanted(frozenset(), scale))
                 session.fill(50_000)
                 for clients, calls in _CLIENTS.items():
@@ -181,6 +185,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, default=_ROOT / "docs" / "images", help="where the charts go")
     parser.add_argument("--into", type=Path, default=_ROOT / "build" / "bench", help="where the samples go")
     options = parser.parse_args()
+    end_as_interrupted()
     if options.draw:
         document = json.loads(options.draw.read_text())
     else:
@@ -189,7 +194,13 @@ def main() -> int:
         except PackageUnavailable as error:
             print(f"bench-plots: {error}", file=sys.stderr)
             return 2
-        document = {"clients": measure(setup, options.rounds, options.scale), "stall": {}, "flushes": {}}
+        machine = this_machine()
+        document = {
+            "machine": machine,
+            "clients": measure(setup, options.rounds, options.scale),
+            "stall": {},
+            "flushes": {},
+        }
         try:
             with SlowDisk(options.disk) as slow:
                 document["flushes"] = measure_flushes(replace(setup, slow=slow))

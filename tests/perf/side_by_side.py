@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from clusters import Cluster, EtcdCluster, RaftKVCluster
+from clusters import Cluster, EtcdCluster, RaftKVCluster, end_as_interrupted
 from debian import unpacked
 from loader import run_plan
 from raftkv_node.bench import loads
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
+    end_as_interrupted()
     if not any((COMPILED / "raftkv_node" / "raft").glob("core.*.so")):
         sys.exit("there is no compiled build: make compiled")
     with ExitStack() as stack:

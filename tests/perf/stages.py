@@ -8,6 +8,7 @@ microseconds.
 from __future__ import annotations
 
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,8 @@ STALL_SECONDS = 2.0
 _LOOP_SECONDS = 5.0
 _PACED_PER_SECOND = 8_000.0
 _PACED_CONNECTIONS = 500
-_PACED_SECONDS = 30.0
+_PACED_SECONDS = 60.0
+_PACED_KEY_BYTES = 276
 _MEBIBYTE = 1 << 20
 
 
@@ -49,6 +51,8 @@ class Wanted:
 
     figures: frozenset[str]
     scale: float = 1.0
+    notes: list[str] = field(default_factory=list)
+    """What is to be told of the run, beside its figures."""
 
     def any(self, names: Iterable[str]) -> bool:
         """Whether one of them is wanted."""
@@ -70,7 +74,6 @@ class Session:
 
     def __post_init__(self) -> None:
         self.target = self.cluster.target(leader_only=True)
-        look_at_fresh(self.cluster)
 
     def load(self, plan: LoadPlan, in_flight: int, calls: int, *, seed: int, **more: int | float) -> Result:
         """A load over the keys that are there."""
@@ -103,20 +106,14 @@ class Session:
         self.keys += keys
 
     def settle(self) -> None:
-        """Wait until the members have nothing left to do of what they were given."""
-        wait_for_rest(self.cluster, REST_DEADLINE_SECONDS * self.wanted.scale)
-
-
-_fresh_processors: dict[tuple[str, int], float] = {}
-"""What clusters of a kind and size use before they are given anything."""
+        """Wait until the members have nothing left to do of what they were given; they were looked at when fresh."""
+        if not wait_for_rest(self.cluster, REST_DEADLINE_SECONDS * self.wanted.scale):
+            self.wanted.notes.append("not at rest when it was to be measured")
 
 
 def look_at_fresh(cluster: Cluster) -> None:
-    """See what members use that were given nothing yet: heartbeats and timers, which cost more on a slower host. Once
-    for clusters of a kind and size; those that come later are taken to be alike."""
-    key = cluster.kind, len(cluster.members)
-    if key not in _fresh_processors:
-        _fresh_processors[key] = statistics.median(_processors(cluster) for _ in range(_FRESH_LOOKS))
+    """See what members use that were given nothing yet: heartbeats and timers, which cost more on a slower host."""
+    cluster.fresh_processors = statistics.median(_processors(cluster) for _ in range(_FRESH_LOOKS))
 
 
 def _processors(cluster: Cluster) -> float:
@@ -126,19 +123,28 @@ def _processors(cluster: Cluster) -> float:
     return (cluster.cpu_seconds() - before) / _LOOK_SECONDS
 
 
-def wait_for_rest(cluster: Cluster, deadline_seconds: float = REST_DEADLINE_SECONDS) -> None:
-    """Wait until the members have nothing left to do of what they were given: drains, commits, memory. If they still
-    have after so many seconds, stderr says so. They must have been looked at when they were fresh."""
+def wait_for_rest(cluster: Cluster, deadline_seconds: float = REST_DEADLINE_SECONDS) -> bool:
+    """Wait until the members have nothing left to do of what they were given: drains, commits, memory. False, with a
+    line on stderr: they still have after so many seconds.
+
+    Raises:
+        RuntimeError: nobody has looked at them while they were fresh.
+    """
+    if cluster.fresh_processors is None:
+        raise RuntimeError(f"what {cluster.kind} uses at rest is not known: look_at_fresh comes first")
     deadline = time.monotonic() + deadline_seconds
-    limit, idle = _fresh_processors[cluster.kind, len(cluster.members)] + _IDLE_PROCESSORS, 0
+    limit, idle = cluster.fresh_processors + _IDLE_PROCESSORS, 0
     while idle < _IDLE_LOOKS and time.monotonic() < deadline:
         idle = idle + 1 if _processors(cluster) < limit else 0
     if idle < _IDLE_LOOKS:
         print(f"{cluster.kind} was not at rest when it was to be measured", file=sys.stderr)
+    return idle >= _IDLE_LOOKS
 
 
 def writes(cluster: Cluster, wanted: Wanted) -> Figures:
     """Puts over 50,000 keys and growing, with 1,000, 100 and one in flight; reads and a mix over the same keys."""
+    if wanted.any(["one-client"]):
+        look_at_fresh(cluster)
     session = Session(cluster, wanted)
     session.fill(50_000)
     found: Figures = {}
@@ -166,6 +172,7 @@ def slow_flushes(disk: SlowDisk, milliseconds: int) -> Callable[[Cluster, Wanted
     the members come to rest, which slow flushes would only draw out."""
 
     def measure(cluster: Cluster, wanted: Wanted) -> Figures:
+        look_at_fresh(cluster)
         session = Session(cluster, wanted)
         session.fill(20_000)
         with disk.flushes_take(milliseconds):
@@ -191,10 +198,12 @@ class Stalled:
 def run_through_stall(cluster: Cluster, wanted: Wanted, disk: SlowDisk) -> Stalled:
     """An open loop at half of what the cluster takes with 100 in flight, for five seconds; then the same while no flush
     returns for two of them. Latencies count from when a put was due."""
+    look_at_fresh(cluster)
     session = Session(cluster, wanted)
     session.fill(20_000)
     rate = session.puts(100, 20_000, seed=13).per_second / 2
     calls = int(rate * _LOOP_SECONDS / wanted.scale)
+    session.settle()  # or what is left of the puts before would be part of what the stall is held against
     before = session.load(loads.put(), 1000, calls, seed=47, rate=rate, look_seconds=0.1)
     elections = cluster.leader_changes()
 
@@ -217,6 +226,8 @@ def stall(disk: SlowDisk) -> Callable[[Cluster, Wanted], Figures]:
         seen = run_through_stall(cluster, wanted, disk)
         return {
             "stall-p99": seen.during.p99_us / seen.before.p99_us,
+            "stall-p99-before": seen.before.p99_us / 1e6,
+            "stall-p99-during": seen.during.p99_us / 1e6,
             "stall-slowest": seen.during.max_us / 1e6,
             "stall-slowest-before": seen.before.max_us / 1e6,
             "stall-elections": seen.elections,
@@ -228,6 +239,7 @@ def stall(disk: SlowDisk) -> Callable[[Cluster, Wanted], Figures]:
 
 def large_range(cluster: Cluster, wanted: Wanted) -> Figures:
     """One client that reads 10,000 keys of 1 KiB in one Range."""
+    look_at_fresh(cluster)
     session = Session(cluster, wanted)
     session.fill(10_000, value_bytes=1024)
     session.settle()
@@ -241,6 +253,7 @@ def large_range(cluster: Cluster, wanted: Wanted) -> Figures:
 def range_stream(cluster: Cluster, wanted: Wanted) -> Figures:
     """One client that reads 100,000 keys of 1 KiB: by RangeStream where there is one (etcd has it from 3.7 on), else by
     Range; and what the member's memory grew by meanwhile, at most."""
+    look_at_fresh(cluster)
     session = Session(cluster, wanted)
     session.fill(100_000, value_bytes=1024)
     session.settle()
@@ -281,13 +294,17 @@ def _all_events(result: Result) -> loads.Histogram:
 
 
 def memory(keys: int) -> Callable[[Cluster, Wanted], Figures]:
-    """Resident memory of all members at rest with so many keys, without the pages of rings."""
+    """Resident memory of all members at rest with so many keys, without the pages of rings and with them."""
 
     def measure(cluster: Cluster, wanted: Wanted) -> Figures:
+        look_at_fresh(cluster)
         session = Session(cluster, wanted)
         session.fill(keys)
         session.settle()
-        return {f"memory-{keys}": cluster.resident_bytes(shared=not cluster.has_ring)}
+        return {
+            f"memory-{keys}": cluster.resident_bytes(shared=not cluster.has_ring),
+            f"memory-{keys}-ring": cluster.resident_bytes(),
+        }
 
     return measure
 
@@ -307,6 +324,7 @@ def cpu_growth(*sizes: int) -> Callable[[Cluster, Wanted], Figures]:
     """CPU per put with so many keys, each over that with the fewest."""
 
     def measure(cluster: Cluster, wanted: Wanted) -> Figures:
+        look_at_fresh(cluster)
         session = Session(cluster, wanted)
         found: Figures = {}
         for keys in sizes:
@@ -322,26 +340,42 @@ def cpu_growth(*sizes: int) -> Callable[[Cluster, Wanted], Figures]:
 
 
 def check_perf(etcdctl: Path, load: str) -> Callable[[Cluster, Wanted], Figures]:
-    """``etcdctl check perf``: puts for a minute at a given rate. 1: PASS; and the puts per second that it saw."""
+    """``etcdctl check perf``: puts for a minute at a given rate. 1: PASS; the puts per second that it saw, the slowest
+    and the standard deviation; and the processors that all members and etcdctl used."""
 
     def measure(cluster: Cluster, wanted: Wanted) -> Figures:
         command = [str(etcdctl), "check", "perf", f"--load={load}", f"--endpoints={cluster.endpoints()}"]
+        own, members, began = resource.getrusage(resource.RUSAGE_CHILDREN), cluster.cpu_seconds(), time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         text = done.stdout + done.stderr
-        rate = re.search(r"Throughput (?:is )?(?:too low: )?(\d+) writes/s", text)
         if "PASS" not in text and "FAIL" not in text:
             raise RuntimeError(f"etcdctl check perf: {text[-500:]}")
-        passed = re.search(r"^PASS$", text, flags=re.MULTILINE) is not None
-        return {f"check-perf-{load}": float(passed), f"check-perf-{load}-rate": float(rate[1]) if rate else 0.0}
+        return {
+            f"check-perf-{load}": float(re.search(r"^PASS$", text, flags=re.MULTILINE) is not None),
+            f"check-perf-{load}-rate": _said(r"Throughput (?:is )?(?:too low: )?(\d+) writes/s", text),
+            f"check-perf-{load}-slowest": _said(r"[Ss]lowest request took (?:too long: )?([\d.]+)s", text),
+            f"check-perf-{load}-stddev": _said(r"Stddev (?:is|too high:) ([\d.]+)s", text),
+            f"check-perf-{load}-members": (cluster.cpu_seconds() - members) / seconds,
+            f"check-perf-{load}-etcdctl": (after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime) / seconds,
+        }
 
     return measure
 
 
+def _said(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"etcdctl check perf does not say {pattern}: {text[-500:]}")
+    return float(found[1])
+
+
 def paced(cluster: Cluster, wanted: Wanted) -> Figures:
-    """The load of ``etcdctl check perf --load=l``, new keys and 1 KiB values on 500 connections, from a generator that
-    keeps its pace. etcdctl's own sends each put some time after the last *was* sent, and what it was late by because
-    the members had both processors is lost: on two cores it asks for less than it says."""
+    """The puts of ``etcdctl check perf --load=l`` from a generator that keeps its pace: new keys of 276 bytes with
+    values of 1 KiB, for a minute, to all members, on 500 connections. A put's latency counts from when it was due.
+    (etcdctl's waits for a token before each put, and can save up one at most: it cannot make up for being late.)"""
     session = Session(cluster, wanted)
+    session.target = cluster.target()
     result = session.load(
         loads.put(),
         *(_PACED_CONNECTIONS, int(_PACED_PER_SECOND * _PACED_SECONDS)),
@@ -349,12 +383,15 @@ def paced(cluster: Cluster, wanted: Wanted) -> Figures:
         rate=_PACED_PER_SECOND,
         connections=_PACED_CONNECTIONS,
         new_per_mille=1000,
+        key_bytes=_PACED_KEY_BYTES,
         value_bytes=1024,
     )
     return {
         "paced-rate": result.per_second,
         "paced-slowest": result.max_us / 1e6,
         "paced-stddev": result.stddev_us / 1e6,
+        "paced-p50": result.p50_us / 1e6,
+        "paced-p99": result.p99_us / 1e6,
     }
 
 

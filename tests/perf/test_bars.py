@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,7 +68,8 @@ def test_a_ratio_is_of_medians_and_times_are_in_the_unit_of_the_row() -> None:
 _RINGS = {
     "puts-1000 puts-100 one-client cpu reads-l reads-s mixed range-10000 range-stream": "etcd-nofsync",
     "watch-p50 watch-p99 watch-events memory-100000 memory-1000000 check-perf-xl": "etcd-nofsync",
-    "paced-rate paced-slowest paced-stddev": "etcd-nofsync",
+    "paced-rate paced-slowest paced-stddev check-perf-l range-stream-memory memory-100000-ring": "etcd-nofsync",
+    "stall-p99 stall-slowest stall-elections": "etcd-nofsync",
     "slow-100 slow-one": "etcd-nofsync",
     "tls-1000 tls-100": "etcd-tls-nofsync",
     "one-member restart": "etcd-1-nofsync",
@@ -78,6 +81,9 @@ def test_a_ring_on_tmpfs_has_etcd_without_fsync_beside_it() -> None:
     wanted = {name: column for names, column in _RINGS.items() for name in names.split()}
     assert {row.name: row.unsynced for row in ROWS if row.unsynced} == wanted
     for row in ROWS:
+        on_tmpfs = row.subject.startswith("adr") and (row.base or row.beside) not in (None, row.unsynced)
+        compared = row.base not in ("disk-slow", "etcd-nofsync")  # with itself, or with etcd without fsync already
+        assert (row.unsynced is not None) == (on_tmpfs and compared), row.name
         if row.unsynced:
             assert row.unsynced in row.columns
             assert COLUMNS[row.unsynced].durability == "nothing"
@@ -179,7 +185,7 @@ class _Busy:
     """In place of a cluster: what its members use of processors, now."""
 
     kind = "busy"
-    members = ("one", "another")
+    fresh_processors: float | None = None
 
     def __init__(self, clock: _Time, idle: float, loads: float, until: float) -> None:
         self._clock, self._idle, self._load, self._until = clock, idle, loads, until
@@ -214,27 +220,22 @@ def test_members_are_waited_for_until_they_rest(
 ) -> None:
     clock = _Time()
     monkeypatch.setattr(stages, "time", clock)
-    monkeypatch.setattr(stages, "_fresh_processors", {})
-    session = stages.Session(_Busy(clock, idle, loads, until), Wanted(frozenset(), scale))  # type: ignore[arg-type]
+    cluster: Any = _Busy(clock, idle, loads, until)
+    stages.look_at_fresh(cluster)
+    wanted = Wanted(frozenset(), scale)
+    session = stages.Session(cluster, wanted)
     assert clock.now == stages._FRESH_LOOKS * stages._LOOK_SECONDS
     session.settle()
     assert clock.now == (stages._FRESH_LOOKS + rested_after) * stages._LOOK_SECONDS
-    said = "busy was not at rest when it was to be measured\n" if until == 1e9 else ""
-    assert capsys.readouterr().err == said
+    said = "not at rest when it was to be measured"
+    assert capsys.readouterr().err == (f"busy was {said}\n" if until == 1e9 else "")
+    assert wanted.notes == ([said] if until == 1e9 else [])
 
 
-def test_fresh_members_are_looked_at_once_for_each_kind_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = _Time()
-    monkeypatch.setattr(stages, "time", clock)
-    monkeypatch.setattr(stages, "_fresh_processors", {})
-    cluster: Any = _Busy(clock, 0.25, 0.0, 0.0)
-    stages.look_at_fresh(cluster)
-    stages.look_at_fresh(cluster)
-    assert clock.now == stages._FRESH_LOOKS * stages._LOOK_SECONDS
-    assert stages._fresh_processors == {("busy", 2): 0.25}
-    cluster.members = ("one",)
-    stages.look_at_fresh(cluster)
-    assert clock.now == 2 * stages._FRESH_LOOKS * stages._LOOK_SECONDS
+def test_rest_is_not_guessed_for_members_that_were_not_looked_at_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster: Any = _Busy(_Time(), 0.0, 0.0, 0.0)
+    with pytest.raises(RuntimeError, match="look_at_fresh comes first"):
+        stages.wait_for_rest(cluster)
 
 
 class _Noted:
@@ -243,6 +244,7 @@ class _Noted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
         monkeypatch.setattr(stages.Session, "__post_init__", lambda session: None)
+        monkeypatch.setattr(stages, "look_at_fresh", lambda cluster: None)
         for name in ("fill", "settle", "puts"):
             monkeypatch.setattr(stages.Session, name, self._note(name))
 
@@ -266,14 +268,17 @@ def test_one_client_alone_and_memory_are_measured_at_rest(monkeypatch: pytest.Mo
     assert noted.events == ["fill 20000", "slow", "puts 100 20000", "fast", "settle", "slow", "puts 1 400", "fast"]
     noted.events.clear()
 
-    def look(*, shared: bool) -> int:
+    def look(*, shared: bool = True) -> int:
         noted.events.append(f"look {shared}")
         return 1
 
     for has_ring in (False, True):
         held: Any = SimpleNamespace(has_ring=has_ring, resident_bytes=look)
         stages.memory(1_000)(held, Wanted(frozenset()))
-    assert noted.events == ["fill 1000", "settle", "look True", "fill 1000", "settle", "look False"]
+    assert noted.events == [
+        *("fill 1000", "settle", "look True", "look True"),
+        *("fill 1000", "settle", "look False", "look True"),
+    ]
 
 
 def test_a_stage_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -328,6 +333,8 @@ _MEASURED = {
     "large-range": stages.large_range,
     "range-stream": stages.range_stream,
     "watch-latency": stages.watch_latency,
+    "watch-events": stages.watch_events,
+    "paced": stages.paced,
     "memory-100000": stages.memory(100_000),
     "memory-1000000": stages.memory(1_000_000),
     "restart": stages.restart,
@@ -336,8 +343,18 @@ _MEASURED = {
 }
 
 
+_MEASURED_ELSEWHERE = {"slow-5ms", "stall", "ring-recovery", "check-perf-l", "check-perf-xl"}
+
+
+def test_every_stage_is_measured_by_a_test() -> None:
+    assert set(_MEASURED) | _MEASURED_ELSEWHERE == set(STAGES)
+
+
 @pytest.mark.parametrize("stage", _MEASURED)
-def test_a_stage_measures_the_figures_of_its_rows(stage: str, member: RaftKVCluster) -> None:
+def test_a_stage_measures_the_figures_of_its_rows(
+    stage: str, member: RaftKVCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_LOOK_SECONDS", 0.02)  # whether members rest is of no account here
     wanted = frozenset(row.figure for row in ROWS if row.stage == stage)
     found = _MEASURED[stage](member, Wanted(wanted, 0.002))
     assert wanted <= set(found)
@@ -346,7 +363,10 @@ def test_a_stage_measures_the_figures_of_its_rows(stage: str, member: RaftKVClus
     assert grown >= 0 and all(value > 0 for value in found.values())
 
 
-def test_stages_on_a_slow_disk_measure_the_figures_of_their_rows(tmp_path: Path) -> None:
+def test_stages_on_a_slow_disk_measure_the_figures_of_their_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_LOOK_SECONDS", 0.02)
     try:
         slow = SlowDisk(tmp_path)
     except NoSlowDisk as error:
@@ -358,6 +378,54 @@ def test_stages_on_a_slow_disk_measure_the_figures_of_their_rows(tmp_path: Path)
             found = measured(made, Wanted(wanted, 0.02))
             assert wanted <= set(found)
         assert found["stall-slowest"] > 1.0, "in disk mode a put waits for the stalled flush"
+
+
+@pytest.mark.parametrize(
+    ("said", "figures"),
+    [
+        (
+            "PASS: Throughput is 7999 writes/s\nPASS: Slowest request took 0.081096s\n"
+            "PASS: Stddev is 0.003223s\nPASS\n",
+            (1.0, 7999.0, 0.081096, 0.003223),
+        ),
+        (
+            "FAIL: Throughput too low: 4230 writes/s\nSlowest request took too long: 0.600000s\n"
+            "Stddev too high: 0.110000s\nFAIL\n",
+            (0.0, 4230.0, 0.6, 0.11),
+        ),
+    ],
+)
+def test_what_check_perf_says_is_read(said: str, figures: tuple[float, ...], tmp_path: Path) -> None:
+    etcdctl = tmp_path / "etcdctl"
+    etcdctl.write_text(f"#!/bin/sh\ncat <<'END'\n{said}END\n")
+    etcdctl.chmod(0o755)
+    cluster: Any = SimpleNamespace(endpoints=lambda: "", cpu_seconds=lambda: 0.0)
+    found = stages.check_perf(etcdctl, "l")(cluster, Wanted(frozenset()))
+    assert tuple(found[f"check-perf-l{one}"] for one in ("", "-rate", "-slowest", "-stddev")) == figures
+
+
+_INTERRUPTED = """
+import sys, time
+sys.path[:0] = sys.argv[1:3]
+from clusters import RaftKVCluster, end_as_interrupted
+end_as_interrupted()
+with RaftKVCluster(1) as cluster:
+    print(cluster.members[0].process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_bench_that_is_told_to_end_stops_its_members() -> None:
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", _INTERRUPTED, str(here), str(here.parent / "tools")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as bench:
+        assert bench.stdout is not None
+        member = int(bench.stdout.readline())
+        os.kill(member, 0)  # it is there
+        bench.terminate()
+        assert bench.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(member, 0)
 
 
 def test_a_full_ring_is_recovered_as_a_whole() -> None:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from clusters import Member, RaftKVCluster
+from clusters import Member, RaftKVCluster, end_as_interrupted
 from loader import run_plan
 from raftkv_node.bench import loads
 from raftkv_node.server.metrics import STAGES
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=5, help="members")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where the rings are")
     options = parser.parse_args()
+    end_as_interrupted()
     with RaftKVCluster(options.size, adr_folder=options.folder) as cluster:
         look_at_fresh(cluster)
         target = cluster.target(leader_only=True)
