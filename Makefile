@@ -18,7 +18,7 @@
 #                real members under load, killed, stopped, cut off, with bad disks, lost rings and wrong clocks (docs/chaos.md)
 #   make fuzz    every parser under a fuzzer, and a live engine under hostile clients; SECONDS_EACH=20
 #   make bench [ROWS=NAME,...]
-#                RaftKV against etcd, row by row, with a verdict on each (tests/perf/bars.py --list); about twenty minutes
+#                RaftKV against etcd, row by row, with a verdict on each (tests/perf/bars.py --list); about half an hour
 #   make bench-plots
 #                curves over the number of clients, as SVG, into docs/images
 #   make bench-operator [CLUSTERS=200] [MEMBERS=3] [REST=125] [STARTS=5]

@@ -4,7 +4,7 @@ Every kind of cluster is started afresh for each stage of each round, in turn (A
 does hits all alike. A figure is the median over rounds, with its spread; a verdict is on the ratio of medians. What an
 acknowledged write survives is named for each column, since only equals may be compared.
 
-    make bench                            all rows that take twenty minutes together on a quiet machine of two cores
+    make bench                            all rows that take half an hour together on a quiet machine of two cores
     make bench ROWS=puts-1000,one-client  some of them; ROWS=all for all; ROUNDS=5 for more rounds
     python tests/perf/bars.py --list      their names
 
