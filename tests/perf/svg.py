@@ -10,8 +10,8 @@ from html import escape
 _WIDTH, _HEIGHT = 760, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 230, 44, 52
 # Told apart by people who see no red and green, too; each line has a mark of its own besides.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 2", "6 2 1 2 1 2")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> str:
     points = [point for line in lines for point in line.points]
     if not points:
         raise ValueError(f"{title}: nothing to draw")
+    if len(lines) > len(_COLOURS):
+        raise ValueError(f"{title}: {len(lines)} lines, and marks for {len(_COLOURS)}")
     heights = [p[1] for p in points] + [v for line in lines for pair in line.spread for v in pair]
     across = _scale([p[0] for p in points], x, _LEFT, _WIDTH - _RIGHT)
     up = _scale(heights, y, _HEIGHT - _BOTTOM, _TOP)

@@ -59,6 +59,16 @@ def test_a_logarithmic_axis_refuses_what_it_cannot_show() -> None:
         chart("t", Axis("x"), Axis("y"), [Line("l", [])])
 
 
+def test_no_two_lines_look_alike() -> None:
+    lines = [Line(f"l{number}", [(1, number), (2, number)]) for number in range(9)]
+    root = ElementTree.fromstring(chart("t", Axis("x"), Axis("y"), lines[:8]))
+    paths = [one.attrib for one in root.iter(f"{_SVG}path") if one.attrib.get("stroke-width") == "2"]
+    looks = {(one["stroke"], one.get("stroke-dasharray", "")) for one in paths}
+    assert len(looks) == 8
+    with pytest.raises(ValueError, match="9 lines, and marks for 8"):
+        chart("t", Axis("x"), Axis("y"), lines)
+
+
 def _samples() -> plots.Samples:
     def one(clients: int, factor: float) -> dict[str, float]:
         return {"per_second": factor * clients**0.7, **{f"{p:g}": p * factor / 100 for p in plots._PERCENTILES}}
