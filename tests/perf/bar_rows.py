@@ -186,16 +186,14 @@ def _growth(name: str, keys: str, stage: str, column: str = "adr") -> Row:
 
 
 def _stall(name: str, title: str, figure: str, unit: str, bar: float) -> Row:
-    columns = {"beside": "etcd-slow", "unsynced": "etcd-nofsync"}
-    return Row(name, title, "stall", figure, unit, "adr-slow", None, bar, False, **columns)
+    return Row(name, title, "stall", figure, unit, "adr-slow", None, bar, False, beside="etcd-slow")
 
 
 def _paced(
     name: str, title: str, figure: str, unit: str, bar: float, subject: str = "adr", *, more_is_better: bool = False
 ) -> Row:
     """What ``etcdctl check perf`` asks for: nine tenths of the rate, the slowest and the deviation below a limit."""
-    columns = {"beside": "etcd", "unsynced": "etcd-nofsync"} if subject == "adr" else {"beside": "etcd"}
-    return Row(name, title, "paced", figure, unit, subject, None, bar, more_is_better, **columns)
+    return Row(name, title, "paced", figure, unit, subject, None, bar, more_is_better, beside="etcd")
 
 
 _WITHOUT_RING = "without the pages of the rings: with persistent memory they are no memory of the system's"
@@ -246,7 +244,6 @@ _ROWS: list[Row] = [
         "the same: what the member's memory grows by",
         *("range-stream", "range-stream-memory", "MiB", "adr", None, 32.0, False),
         beside="etcd",
-        unsynced="etcd-nofsync",
     ),
     _time("watch-p50", "put to event, 1,000 watchers, p50", "watch-p50", "adr", "etcd", 1.0, stage="watch-latency"),
     _time("watch-p99", "put to event, 1,000 watchers, p99", "watch-p99", "adr", "etcd", 1.0, stage="watch-latency"),
@@ -287,7 +284,6 @@ _ROWS: list[Row] = [
         "etcdctl check perf, l (1: PASS)",
         *("check-perf-l", "check-perf-l", "", "adr", None, 1.0, True),
         beside="etcd",
-        unsynced="etcd-nofsync",
     ),
     _paced("paced-rate", f"{_PACED}: puts/s", "paced-rate", "/s", 7_200.0, more_is_better=True),
     _paced("paced-slowest", "the same: slowest put", "paced-slowest", "ms", 500.0),
@@ -316,10 +312,9 @@ _UNSYNCED = {
 
 
 def _with_unsynced(row: Row) -> Row:
-    """A row that compares a ring on tmpfs with etcd that syncs, with etcd that does not beside it."""
-    if row.unsynced is not None or not row.subject.startswith("adr"):
-        return row
-    return replace(row, unsynced=_UNSYNCED.get(row.base or ""))
+    """A row that shows a ring on tmpfs over or beside etcd that syncs, with etcd that does not beside it, too."""
+    of_etcd = row.base or row.beside or ""
+    return replace(row, unsynced=_UNSYNCED.get(of_etcd)) if row.subject.startswith("adr") else row
 
 
 ROWS: list[Row] = [_with_unsynced(row) for row in _ROWS]

@@ -194,9 +194,8 @@ def main() -> int:
         except PackageUnavailable as error:
             print(f"bench-plots: {error}", file=sys.stderr)
             return 2
-        machine = this_machine()
         document = {
-            "machine": machine,
+            "machine": this_machine(),
             "clients": measure(setup, options.rounds, options.scale),
             "stall": {},
             "flushes": {},

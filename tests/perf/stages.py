@@ -378,7 +378,8 @@ def paced(cluster: Cluster, wanted: Wanted) -> Figures:
     session.target = cluster.target()
     result = session.load(
         loads.put(),
-        *(_PACED_CONNECTIONS, int(_PACED_PER_SECOND * _PACED_SECONDS)),
+        in_flight=_PACED_CONNECTIONS,
+        calls=int(_PACED_PER_SECOND * _PACED_SECONDS),
         seed=59,
         rate=_PACED_PER_SECOND,
         connections=_PACED_CONNECTIONS,
