@@ -193,6 +193,8 @@ class Stalled:
     before: Result
     during: Result
     elections: int
+    ended_at: float
+    """When the stall did, of the clock that never goes back."""
 
 
 def run_through_stall(cluster: Cluster, wanted: Wanted, disk: SlowDisk) -> Stalled:
@@ -206,17 +208,19 @@ def run_through_stall(cluster: Cluster, wanted: Wanted, disk: SlowDisk) -> Stall
     session.settle()  # or what is left of the puts before would be part of what the stall is held against
     before = session.load(loads.put(), 1000, calls, seed=47, rate=rate, look_seconds=0.1)
     elections = cluster.leader_changes()
+    ends: list[float] = []
 
     def trouble() -> None:
         time.sleep(STALL_AFTER_SECONDS)
         with disk.stalled():
             time.sleep(STALL_SECONDS)
+            ends.append(time.monotonic())
 
     stalling = threading.Thread(target=trouble)
     stalling.start()
     during = session.load(loads.put(), 1000, calls, seed=53, rate=rate, look_seconds=0.1)
     stalling.join()
-    return Stalled(rate, before, during, cluster.leader_changes() - elections)
+    return Stalled(rate, before, during, cluster.leader_changes() - elections, ends[0])
 
 
 def stall(disk: SlowDisk) -> Callable[[Cluster, Wanted], Figures]:

@@ -455,6 +455,28 @@ def test_a_commit_that_becomes_urgent_rests_no_longer(make_resting: Callable[...
     assert seconds_to_commit(driver, more) < 30
 
 
+def commits_of_a_backlog(driver: Driver) -> int:
+    """In how many transactions 12 MiB are committed that wait."""
+    requests = puts(12, bytes(1024))
+    for at in range(0, len(requests), 64):
+        driver.apply(*requests[at : at + 64])
+    time.sleep(0.3)  # they have waited since before the last pass
+    before = driver.store.backend.commits_total
+    seconds_to_commit(driver)
+    return driver.store.backend.commits_total - before
+
+
+def test_a_backlog_is_committed_little_by_little(make_driver: Callable[..., Driver]) -> None:
+    """After a stall it was one transaction of up to 16 MiB, of all members at once (`pace`)."""
+    driver = make_driver("s", start_thread=True, commit_interval_seconds=0.01)
+    assert commits_of_a_backlog(driver) > 8
+
+
+def test_an_urgent_backlog_is_committed_as_fast_as_may_be(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver("s", start_thread=True, commit_interval_seconds=0.01, buffer_limit_bytes=1 << 20)
+    assert commits_of_a_backlog(driver) <= 4
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 7, 20, 29, 30, 31])
 def test_a_limited_read_of_more_keys_than_are_looked_up_at_once(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, limit: int

@@ -29,6 +29,7 @@ from raftkv_node.adr.places import Place, wipe
 from raftkv_node.adr.records import HardState, Mark, Record, StoredEntry
 from raftkv_node.adr.segments import DURATIONS_KEPT, ZERO_AHEAD_BYTES, Generation, Segments
 from raftkv_node.adr.table import Member
+from raftkv_node.threads import daemon
 
 if TYPE_CHECKING:
     from raftkv_node.adr.opening import Opened
@@ -369,7 +370,7 @@ class Log(ABC):
                 self.on_failed(error)
 
     def _start_thread(self, name: str, target: Callable[[], None]) -> None:
-        self._thread = threading.Thread(target=target, name=name, daemon=True)
+        self._thread = daemon(name, target)
         self._thread.start()
 
     def _stop_thread(self) -> None:

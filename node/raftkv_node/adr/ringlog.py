@@ -23,7 +23,7 @@ from raftkv_node.adr.log import Log, now, preamble
 from raftkv_node.adr.manifest import State
 from raftkv_node.adr.records import RECORD_ALIGN_BYTES, Record, StoredEntry, record_bytes
 from raftkv_node.adr.ringfile import DATA_OFFSET_BYTES, HEADER_COPIES, RingHeader
-from raftkv_node.background import be_nice
+from raftkv_node.threads import be_nice
 
 if TYPE_CHECKING:
     from raftkv_node.adr.opening import Opened

@@ -16,13 +16,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter, sleep
 
 from raftkv_node.server.log import Logger
 from raftkv_node.server.metrics import Metrics
+from raftkv_node.threads import daemon
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE_BYTES = 2 << 20
@@ -95,7 +95,7 @@ class HugePages:
     def start(self) -> None:
         """Begins, if this system has such pages at all."""
         if os.sysconf("SC_PAGE_SIZE") == PAGE_BYTES and ENABLED.exists():
-            threading.Thread(target=self._run, name="huge-pages", daemon=True).start()
+            daemon("huge-pages", self._run).start()
 
     def _run(self) -> None:
         while True:

@@ -19,7 +19,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,6 +51,7 @@ from raftkv_node.server.node import CAPTURED_METADATA, Node
 from raftkv_node.server.peers import DEFERRABLE_FRAMES
 from raftkv_node.server.watches import STREAM_QUEUE_HIGH_BYTES
 from raftkv_node.store.errors import StoreError
+from raftkv_node.threads import daemon
 
 EXIT_FAILED = 72
 """Exit code of a node that stopped because it could not go on safely."""
@@ -301,7 +301,7 @@ def _end(node: Node, logger: Logger) -> int:
         node.run(until=lambda: not member.busy or monotonic() >= deadline)
         member.abandon()
         node.answers.flush()
-    ender = threading.Thread(target=node.engine.shutdown, args=(DRAIN_SECONDS / 2,), name="shutdown", daemon=True)
+    ender = daemon("shutdown", lambda: node.engine.shutdown(DRAIN_SECONDS / 2))
     ender.start()
     while ender.is_alive():
         node.engine.poll(0.05)

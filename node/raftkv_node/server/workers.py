@@ -6,10 +6,11 @@ any thread; then the turn is woken. A job's failure is kept for the turn, which 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from queue import Full, SimpleQueue
+
+from raftkv_node.threads import daemon
 
 MAX_QUEUED_JOBS = 10_000
 """Jobs that wait for a thread; one more is refused (``queue.Full``)."""
@@ -27,9 +28,7 @@ class Workers:
         """Unexpected errors of jobs."""
         self.done: deque[Callable[[], None]] = deque()
         """What jobs want to be done in the turn."""
-        self._threads = [
-            threading.Thread(target=self._run, name=f"worker-{number}", daemon=True) for number in range(threads)
-        ]
+        self._threads = [daemon(f"worker-{number}", self._run) for number in range(threads)]
         for thread in self._threads:
             thread.start()
 

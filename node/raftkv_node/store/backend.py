@@ -12,11 +12,13 @@ holds whole chunks, so data, revision, applied index, term, configuration and me
 Deletions made by compaction travel behind the compaction's own chunk and can never be found without it.
 
 **Python's interpreter lock.**  LMDB takes a slice of records (`SLICE_BYTES`, `SLICE_RECORDS`) in one call of well
-under a millisecond; between slices other threads run.  The sync itself runs without the lock.
+under a millisecond of work.  Its binding gives the lock up for each record and takes it back, so that other threads
+run, and may be held up.  The sync itself runs without the lock.
 
 **Pace.**  After a disk has stalled, all members have seconds of changes to commit at the same moment.  The thread is
-nicer than the others, and rests between the slices of a commit, so that those who serve clients have the processor
-meanwhile.  A commit that is urgent (very much is buffered, or the store is closed) does not rest.
+nicer than the others, works such a backlog off over seconds (`pace`), and rests between the slices of a commit, so that
+those who serve clients have the processor meanwhile.  A commit that is urgent (very much is buffered, or the store is
+closed) takes what it can and does not rest.
 
 **Failure.**  A transaction or sync that fails is not retried: after a failed sync nobody knows what the page cache
 holds.  The error is latched, the queue grows no further use, and the node must stop.
@@ -42,11 +44,12 @@ from pathlib import Path
 
 import lmdb
 
-from raftkv_node.background import be_nice
+from raftkv_node.threads import be_nice, daemon
 
 from .chunk import Chunk
 from .encoding import main_of, record_id
 from .errors import StoreCorrupt, StoreError
+from .pace import Pace
 
 FORMAT_VERSION = 1
 DEFAULT_QUOTA_BYTES = 2 << 30
@@ -97,15 +100,13 @@ class Backend:
         *,
         quota_bytes: int = 0,
         commit_interval_seconds: float = 0.1,
-        commit_bytes: int = 8 << 20,
         urgent_bytes: int = 32 << 20,
         on_commit: Callable[[int], None] | None = None,
     ) -> None:
         """Opens or creates the environment in folder `path`; call `start` once recovery has read it.
 
-        A commit begins every `commit_interval_seconds`, or when `commit_bytes` are buffered, and does not rest while
-        `urgent_bytes` are.  `quota_bytes` 0 means 2 GiB, negative none.  `StoreError` or `StoreCorrupt` when it cannot
-        be used.
+        A commit begins `commit_interval_seconds` after the last, or at once when `urgent_bytes` are buffered.
+        `quota_bytes` 0 means 2 GiB, negative none.  `StoreError` or `StoreCorrupt` when it cannot be used.
         """
         self.path = path
         self.quota_bytes = UNLIMITED_QUOTA_BYTES if quota_bytes < 0 else quota_bytes or DEFAULT_QUOTA_BYTES
@@ -119,7 +120,6 @@ class Backend:
         self.size_bytes = 0
         self.size_in_use_bytes = 0
         self._interval_seconds = commit_interval_seconds
-        self._commit_bytes = commit_bytes
         self._urgent_bytes = urgent_bytes
         self._added_bytes = 0
         self._committed_bytes = 0
@@ -127,10 +127,8 @@ class Backend:
         self._lock = threading.Lock()
         self._chunks: Chunks = []
         self._wake = threading.Event()
-        self._hurry = threading.Event()
-        """The next commit is not to wait for its time."""
         self._urgent = threading.Event()
-        """A commit that rests is to go on."""
+        """The next commit is not to wait for its time, and one that rests is to go on."""
         self._stopping = False
         self._thread: threading.Thread | None = None
         try:
@@ -194,10 +192,7 @@ class Backend:
         self._added_bytes += chunk.record_bytes
         if not self._wake.is_set():
             self._wake.set()
-        waiting = self._added_bytes - self._committed_bytes
-        if waiting >= self._commit_bytes and not self._hurry.is_set():
-            self._hurry.set()
-        if waiting >= self._urgent_bytes and not self._urgent.is_set():
+        if self._added_bytes - self._committed_bytes >= self._urgent_bytes and not self._urgent.is_set():
             self._urgent.set()
 
     def set_durable_index(self, index: int) -> None:
@@ -275,7 +270,7 @@ class Backend:
 
     def start(self) -> None:
         """Starts the writing thread."""
-        self._thread = threading.Thread(target=self._run, name="store-backend", daemon=True)
+        self._thread = daemon("store-backend", self._run)
         self._thread.start()
 
     def close(self, commit: bool = True) -> None:
@@ -290,7 +285,6 @@ class Backend:
         """Stops the thread for good.  Readers go on; the environment is closed when the last of them lets go of it."""
         self._stopping = True
         self._wake.set()
-        self._hurry.set()
         self._urgent.set()
         if self._thread is not None:
             self._thread.join()
@@ -308,30 +302,34 @@ class Backend:
 
     def _run(self) -> None:
         be_nice()
-        while not self._stopping:
+        pace, committed = Pace(time.monotonic()), True
+        while not self._stopping:  # looked at after `_wake` was cleared: whoever stops the thread sets it afterwards
             self._wake.wait()
+            self._urgent.clear()  # before looking, as in `_rest`
+            if not self._stopping and not (committed and self._is_urgent()):
+                self._urgent.wait(self._interval_seconds)
             if self._stopping:
                 return
-            self._hurry.wait(self._interval_seconds)
-            if self._stopping:
-                return
-            self._hurry.clear()
-            while not self._stopping and self._commit_once():
-                if self.buffered_bytes < self._commit_bytes:
-                    break
+            taken_bytes = pace.take_bytes(self._added_bytes, self._committed_bytes, time.monotonic())
+            committed = self._commit_once(TRANSACTION_BYTES if self._is_urgent() else taken_bytes)
             if self.failure is not None:
                 return
             with self._lock:
                 if not self._chunks:
                     self._wake.clear()
 
-    def _commit_once(self) -> bool:
-        """Commits the next chunks that may be; whether there were any.  A failure is latched."""
+    def _is_urgent(self) -> bool:
+        return self.buffered_bytes >= self._urgent_bytes
+
+    def _commit_once(self, limit_bytes: int = TRANSACTION_BYTES) -> bool:
+        """Commits the next chunks that may be, and no further one from `limit_bytes` on; whether there were any.  A
+        failure is latched.
+        """
         queue, durable = self._chunks, self._durable_index
         taken: Chunks = []
         size = 0
         for chunk in queue:
-            if chunk.index > durable or size >= TRANSACTION_BYTES:
+            if chunk.index > durable or size >= min(limit_bytes, TRANSACTION_BYTES):
                 break
             taken.append(chunk)
             size += chunk.record_bytes
@@ -416,7 +414,7 @@ class Backend:
     def _rest(self, worked_seconds: float) -> float:
         """Leaves the processor to others for a while, unless somebody waits or may soon; for how long."""
         self._urgent.clear()  # before looking: whoever sets it from now on ends this rest
-        if self._thread is None or self._stopping or self.buffered_bytes >= self._urgent_bytes:
+        if self._thread is None or self._stopping or self._is_urgent():
             return 0.0
         began = time.monotonic()
         self._urgent.wait(min(REST_PER_WORK * worked_seconds, MAX_REST_SECONDS))

@@ -6,10 +6,11 @@ To free millions of keys at once would stop all threads for as long as that take
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any
+
+from raftkv_node.threads import daemon
 
 from .keyorder import KeyOrder
 
@@ -33,4 +34,4 @@ def _free_slowly(tables: Sequence[dict[bytes, Any]], orders: Sequence[KeyOrder])
             while table:
                 table.popitem()
 
-    threading.Thread(target=free, name="raftkv-free", daemon=True).start()
+    daemon("store-free", free).start()

@@ -144,7 +144,6 @@ class Store:
         value_cache_bytes: int = DEFAULT_VALUE_CACHE_BYTES,
         buffer_limit_bytes: int = DEFAULT_BUFFER_LIMIT_BYTES,
         commit_interval_seconds: float = 0.1,
-        commit_bytes: int = 8 << 20,
         on_commit: Callable[[int], None] | None = None,
         start_thread: bool = True,
     ) -> Store:
@@ -163,7 +162,6 @@ class Store:
             folder,
             quota_bytes=quota_backend_bytes,
             commit_interval_seconds=commit_interval_seconds,
-            commit_bytes=commit_bytes,
             urgent_bytes=buffer_limit_bytes // 2,
             on_commit=on_commit,
         )

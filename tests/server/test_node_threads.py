@@ -1,4 +1,4 @@
-"""What only catches up comes after what clients wait for, in the kernel's eyes, too."""
+"""The kernel knows the threads by their names, and what only catches up comes after what clients wait for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from processes import NodeProcess, free_ports, wait_until
-from raftkv_node.background import NICE
+from raftkv_node.threads import NICE
 
 
 @pytest.fixture
@@ -21,20 +21,23 @@ def node(tmp_path: Path) -> Iterator[NodeProcess]:
     made.kill()
 
 
-def niceness(node: NodeProcess) -> list[int]:
-    """Of each thread, by its id: the main thread's is the first."""
+def niceness(node: NodeProcess) -> dict[str, int]:
+    """Of each thread, by the name that the kernel has for it."""
     assert node.process is not None
-    threads = sorted(Path(f"/proc/{node.process.pid}/task").iterdir(), key=lambda one: int(one.name))
-    found = []
-    for one in threads:
+    found = {}
+    for one in Path(f"/proc/{node.process.pid}/task").iterdir():
         with contextlib.suppress(OSError):  # one that has ended meanwhile
-            found.append(int((one / "stat").read_text().rsplit(") ", 1)[1].split()[16]))
+            before, after = (one / "stat").read_text().rsplit(") ", 1)
+            found[before.split("(", 1)[1]] = int(after.split()[16])
     return found
 
 
-@pytest.mark.parametrize(("ring", "nicer"), [(True, 2), (False, 1)])
+@pytest.mark.parametrize(
+    ("ring", "nicer", "flusher"),
+    [(True, {"adr-drain", "store-backend"}, set()), (False, {"store-backend"}, {"adr-flush"})],
+)
 def test_drain_and_commits_are_nicer_than_the_turn_and_the_flusher_is_not(
-    node: NodeProcess, tmp_path: Path, ring: bool, nicer: int
+    node: NodeProcess, tmp_path: Path, ring: bool, nicer: set[str], flusher: set[str]
 ) -> None:
     """With a ring both only catch up. In disk mode the log's thread is what an acknowledgement waits for."""
     base = os.getpriority(os.PRIO_PROCESS, 0)
@@ -44,6 +47,7 @@ def test_drain_and_commits_are_nicer_than_the_turn_and_the_flusher_is_not(
         node.arguments += ["--adr-path", str(tmp_path)]
     node.start()
     wait_until("healthy member", node.healthy)
-    wait_until("nicer threads", lambda: niceness(node).count(base + NICE) == nicer)
-    values = niceness(node)
-    assert values[0] == base and values.count(base) == len(values) - nicer
+    wait_until("nicer threads", lambda: {name for name, nice in niceness(node).items() if nice == base + NICE} == nicer)
+    others = {name: nice for name, nice in niceness(node).items() if name not in nicer}
+    assert set(others.values()) == {base}
+    assert others.keys() >= {"raftkv", "engine-io", "worker-0"} | flusher
