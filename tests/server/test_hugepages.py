@@ -15,7 +15,7 @@ from raftkv_node.server.log import Logger
 from raftkv_node.server.metrics import Metrics
 
 PARTS = 12
-_REST_PER_WORK = hugepages.REST_PER_WORK
+_REST_PER_WORK, _BUSY_REST_PER_WORK = hugepages.REST_PER_WORK, hugepages.BUSY_REST_PER_WORK
 
 
 def test_which_memory_is_taken() -> None:
@@ -86,6 +86,7 @@ def make_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Memory]:
 
     monkeypatch.setattr(hugepages, "MIN_REST_SECONDS", 0.0)
     monkeypatch.setattr(hugepages, "REST_PER_WORK", 0.0)
+    monkeypatch.setattr(hugepages, "BUSY_REST_PER_WORK", 0.0)
     return make
 
 
@@ -183,18 +184,27 @@ def test_memory_that_is_in_use_is_passed_over(
     assert pages.run_pass() >= PARTS - 1
 
 
-def test_a_twentieth_of_a_processor_goes_into_it(
-    make_memory: Callable[[int], Memory], pages: HugePages, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("processors", "rest_per_work"), [(0.0, 19), (0.05, 19), (0.2, 99)])
+def test_a_twentieth_of_a_processor_goes_into_it_and_a_hundredth_while_there_is_other_work(
+    make_memory: Callable[[int], Memory],
+    pages: HugePages,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    processors: float,
+    rest_per_work: int,
 ) -> None:
+    """Of five members under load on two processors, a quarter of one went into it."""
     make_memory(64)
     rests: list[float] = []
+    monkeypatch.setattr(hugepages, "process_time", lambda: processors * sum(rests))
     clock = iter(range(0, 1_000_000, 3))  # each collapse takes three seconds
     monkeypatch.setattr(hugepages, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(hugepages, "sleep", rests.append)
     monkeypatch.setattr(hugepages, "REST_PER_WORK", _REST_PER_WORK)
+    monkeypatch.setattr(hugepages, "BUSY_REST_PER_WORK", _BUSY_REST_PER_WORK)
     done = pages.run_pass()
     assert pages._metrics.collapse_seconds == 3 * done
-    assert sum(rests) == 57 * done
+    assert sum(rests) == rest_per_work * 3 * done
 
 
 def test_what_is_in_huge_pages_is_told() -> None:

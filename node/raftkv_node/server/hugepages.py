@@ -6,9 +6,10 @@ would not back with large pages by itself. So a thread looks through the anonymo
 and has the kernel collapse each aligned 2 MiB that are nearly full already: what it covers grows by a ninth at most.
 
 To collapse takes the kernel up to some milliseconds, in which the process can map no other memory, nor use this; so it
-is done one at a time, with rests that leave a twentieth of a processor to it. (The thread is not nicer than others,
-since the turn may wait for it.) The call would do it whatever the system's setting, so that is looked at here:
-``never`` in `ENABLED` is obeyed.
+is done one at a time, with rests that leave a twentieth of a processor to it, and a hundredth while the process is
+busy: what it costs the turn is seen in the slowest of a hundred puts (docs/performance.md). (The thread is not nicer
+than others, since the turn may wait for it.) The call would do it whatever the system's setting, so that is looked at
+here: ``never`` in `ENABLED` is obeyed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 
 from raftkv_node.server.log import Logger
 from raftkv_node.server.metrics import Metrics
@@ -32,6 +33,10 @@ PRESENT_PAGES = 460
 INTERVAL_SECONDS = 5.0
 REST_PER_WORK = 19.0
 """For how long to rest after a collapse, as a multiple of what it took."""
+BUSY_REST_PER_WORK = 99.0
+"""The same, while the process has work."""
+BUSY_PROCESSORS = 0.1
+"""A process that uses more is busy; heartbeats of one at rest take a fifth of that."""
 MIN_REST_SECONDS = 0.01
 MAX_COLLAPSES = 1000
 """In one pass: 2 GiB."""
@@ -128,8 +133,15 @@ class HugePages:
                 break
             if done >= MAX_COLLAPSES:
                 break
-            sleep(max(MIN_REST_SECONDS, REST_PER_WORK * took))
+            self._rest(took)
         return done
+
+    def _rest(self, took: float) -> None:
+        """After a collapse that took so long; longer, if the process was busy meanwhile."""
+        rest, used = max(MIN_REST_SECONDS, REST_PER_WORK * took), process_time()
+        sleep(rest)
+        if process_time() - used > BUSY_PROCESSORS * rest:
+            sleep((BUSY_REST_PER_WORK - REST_PER_WORK) * took)
 
     def _go_on(self, error: int) -> bool:
         """After a failure: whether others may fare better. Memory may have been unmapped meanwhile, be shared, or be in
