@@ -469,12 +469,42 @@ def commits_of_a_backlog(driver: Driver) -> int:
 def test_a_backlog_is_committed_little_by_little(make_driver: Callable[..., Driver]) -> None:
     """After a stall it was one transaction of up to 16 MiB, of all members at once (`pace`)."""
     driver = make_driver("s", start_thread=True, commit_interval_seconds=0.01)
-    assert commits_of_a_backlog(driver) > 8
+    assert commits_of_a_backlog(driver) > 4
 
 
 def test_an_urgent_backlog_is_committed_as_fast_as_may_be(make_driver: Callable[..., Driver]) -> None:
     driver = make_driver("s", start_thread=True, commit_interval_seconds=0.01, buffer_limit_bytes=1 << 20)
     assert commits_of_a_backlog(driver) <= 4
+
+
+def test_an_urgent_commit_does_not_wait_for_its_time(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver("s", start_thread=True, commit_interval_seconds=60.0, buffer_limit_bytes=1 << 20)
+    driver.store.set_durable_index(1 << 30)
+    for _ in range(2):
+        driver.apply(*puts(1, bytes(1024)))
+    assert seconds_to_commit(driver) < 30
+
+
+def test_a_store_is_closed_while_a_commit_waits_for_its_time(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver("s", start_thread=True, commit_interval_seconds=60.0)
+    driver.apply(*puts(1))
+    time.sleep(0.1)  # by now it waits
+    assert seconds_to_commit(driver, driver.store.close) < 30
+
+
+def test_an_urgent_commit_of_what_is_not_durable_yet_does_not_spin(
+    make_driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = make_driver("s", start_thread=True, commit_interval_seconds=0.1, buffer_limit_bytes=1 << 20)
+    passes = []
+    really = driver.store.backend._commit_once
+    monkeypatch.setattr(
+        driver.store.backend, "_commit_once", lambda *limit: (passes.append(0), really(*limit))[1], raising=True
+    )
+    driver.apply(*puts(2, bytes(1024)))
+    time.sleep(0.5)
+    assert 1 <= len(passes) <= 8
+    assert seconds_to_commit(driver) < 30
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 7, 20, 29, 30, 31])

@@ -85,6 +85,31 @@ def test_passes_that_always_take_long_take_all_that_comes(run: Run) -> None:
     assert waits[4:] == sorted(waits[4:], reverse=True) and waits[-1] < 0.1 * RATE
 
 
+@pytest.mark.parametrize("short_passes", [1, 4, 10])
+def test_long_passes_among_short_ones_leave_no_backlog_that_grows(run: Run, short_passes: int) -> None:
+    """A disk with uneven flushes: short passes made it forget that long ones are usual; each was held for a stall."""
+    waits = []
+    for _ in range(100):
+        run.pass_after(1.5)
+        waits.append(run.waits)
+        for _ in range(short_passes):
+            run.pass_after(0.15)
+    assert max(waits[10:]) < 0.5 * RATE
+
+
+def test_what_could_not_be_done_for_long_is_a_backlog(run: Run) -> None:
+    """In disk mode nothing may be committed that is not durable in the log."""
+    for _ in range(20):
+        run.now += INTERVAL_SECONDS
+        run.added += int(RATE * INTERVAL_SECONDS)
+        run.pace.take_bytes(run.added, run.done, run.now)
+    backlog = run.waits
+    assert run.pass_after(INTERVAL_SECONDS) < 0.2 * backlog
+    while run.waits > LEAST_BYTES:
+        run.pass_after(INTERVAL_SECONDS)
+    assert len(run.taken) > 30
+
+
 def test_a_little_after_a_long_rest_is_taken_at_once(run: Run) -> None:
     run.now += 3600.0
     run.added += LEAST_BYTES

@@ -105,7 +105,7 @@ class Backend:
     ) -> None:
         """Opens or creates the environment in folder `path`; call `start` once recovery has read it.
 
-        A commit begins `commit_interval_seconds` after the last, or at once when `urgent_bytes` are buffered.
+        A commit begins `commit_interval_seconds` after the last has ended, at once while `urgent_bytes` are buffered.
         `quota_bytes` 0 means 2 GiB, negative none.  `StoreError` or `StoreCorrupt` when it cannot be used.
         """
         self.path = path

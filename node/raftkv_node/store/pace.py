@@ -8,7 +8,7 @@ up the interpreter's lock and takes it back, which holds up the turn (docs/perfo
 
 What came during one pass that took far longer than those before is a backlog, too.  Where passes go on taking long,
 that is how it is, and a pass takes all that came in the one before: what counts as one pass's time at most doubles from
-one to the next.
+one to the next, and short passes in between are not taken for the end of it at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ LEAST_BYTES = 512 << 10
 """So much is always taken: a small backlog is not worth several passes."""
 USUAL_SECONDS = 0.2
 """A pass that takes no longer is never held for a stall."""
+FORGET = 0.95
+"""From pass to pass, of how long one may take: after 30 usual ones a fifth is left."""
 
 
 class Pace:
@@ -33,7 +35,8 @@ class Pace:
         the difference waits.  It may be more than waits.
         """
         elapsed = max(now_seconds - self._at_seconds, 1e-6)
-        step = self._step_seconds = min(elapsed, max(2 * self._step_seconds, USUAL_SECONDS))
+        step = min(elapsed, max(2 * self._step_seconds, USUAL_SECONDS))
+        self._step_seconds = max(step, FORGET * self._step_seconds)
         came = added_bytes - max(self._added_bytes, done_bytes)
         left = max(self._added_bytes - done_bytes, 0)
         self._added_bytes, self._at_seconds = added_bytes, now_seconds
