@@ -23,7 +23,7 @@ def node(tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def niceness(node: NodeProcess) -> dict[str, set[int]]:
-    """Of all threads, by the name that the kernel has for it."""
+    """Of all threads, by the names that the kernel has for them."""
     assert node.process is not None
     found: dict[str, set[int]] = defaultdict(set)
     for one in Path(f"/proc/{node.process.pid}/task").iterdir():

@@ -496,11 +496,14 @@ def test_an_urgent_commit_of_what_is_not_durable_yet_does_not_spin(
     make_driver: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = make_driver("s", start_thread=True, commit_interval_seconds=0.1, buffer_limit_bytes=1 << 20)
-    passes = []
-    really = driver.store.backend._commit_once
-    monkeypatch.setattr(
-        driver.store.backend, "_commit_once", lambda *limit: (passes.append(0), really(*limit))[1], raising=True
-    )
+    passes: list[int] = []
+    commit = driver.store.backend._commit_once
+
+    def counted(limit_bytes: int) -> bool:
+        passes.append(limit_bytes)
+        return commit(limit_bytes)
+
+    monkeypatch.setattr(driver.store.backend, "_commit_once", counted)
     driver.apply(*puts(2, bytes(1024)))
     time.sleep(0.5)
     assert 1 <= len(passes) <= 8

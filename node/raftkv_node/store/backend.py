@@ -305,13 +305,11 @@ class Backend:
         pace, committed = Pace(time.monotonic()), True
         while not self._stopping:  # looked at after `_wake` was cleared: whoever stops the thread sets it afterwards
             self._wake.wait()
-            self._urgent.clear()  # before looking, as in `_rest`
-            if not self._stopping and not (committed and self._is_urgent()):
-                self._urgent.wait(self._interval_seconds)
+            self._wait(self._interval_seconds, although_urgent=not committed)
             if self._stopping:
                 return
-            taken_bytes = pace.take_bytes(self._added_bytes, self._committed_bytes, time.monotonic())
-            committed = self._commit_once(TRANSACTION_BYTES if self._is_urgent() else taken_bytes)
+            paced_bytes = pace.take_bytes(self._added_bytes, self._committed_bytes, time.monotonic())
+            committed = self._commit_once(TRANSACTION_BYTES if self._is_urgent() else paced_bytes)
             if self.failure is not None:
                 return
             with self._lock:
@@ -321,15 +319,21 @@ class Backend:
     def _is_urgent(self) -> bool:
         return self.buffered_bytes >= self._urgent_bytes
 
+    def _wait(self, seconds: float, although_urgent: bool = False) -> None:
+        """Waits so long, or until a commit becomes urgent or the thread is to end; by default not if one is."""
+        self._urgent.clear()  # before looking: whoever sets it from now on ends this wait
+        if not self._stopping and (although_urgent or not self._is_urgent()):
+            self._urgent.wait(seconds)
+
     def _commit_once(self, limit_bytes: int = TRANSACTION_BYTES) -> bool:
         """Commits the next chunks that may be, and no further one from `limit_bytes` on; whether there were any.  A
         failure is latched.
         """
-        queue, durable = self._chunks, self._durable_index
+        queue, durable, limit_bytes = self._chunks, self._durable_index, min(limit_bytes, TRANSACTION_BYTES)
         taken: Chunks = []
         size = 0
         for chunk in queue:
-            if chunk.index > durable or size >= min(limit_bytes, TRANSACTION_BYTES):
+            if chunk.index > durable or size >= limit_bytes:
                 break
             taken.append(chunk)
             size += chunk.record_bytes
@@ -413,11 +417,10 @@ class Backend:
 
     def _rest(self, worked_seconds: float) -> float:
         """Leaves the processor to others for a while, unless somebody waits or may soon; for how long."""
-        self._urgent.clear()  # before looking: whoever sets it from now on ends this rest
-        if self._thread is None or self._stopping or self._is_urgent():
+        if self._thread is None:
             return 0.0
         began = time.monotonic()
-        self._urgent.wait(min(REST_PER_WORK * worked_seconds, MAX_REST_SECONDS))
+        self._wait(min(REST_PER_WORK * worked_seconds, MAX_REST_SECONDS))
         return time.monotonic() - began
 
     def _measure(self) -> None:
